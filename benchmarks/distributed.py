@@ -32,7 +32,7 @@ from harness import ratio, write
 from serve import MODELS, make
 from traversal import write_pyramid
 
-from foveal.distributed import merge, open_manifest, predict_on_ray, shards
+from foveal.distributed import cluster, merge, open_manifest, predict_on_ray, shards
 from foveal.distributed.shards import Shards, shard_rows
 from foveal.images import ImageViews
 from foveal.images.views import View
@@ -193,8 +193,10 @@ for processor in sorted(os.sched_getaffinity(0)):
 """
 
 
-def on_ray(folder: Path, pairs: int, shards_of_worker: int = 12) -> dict:
-    """One worker and two of a local Ray cluster, in turn; without the time until each has made its first part."""
+def on_ray(folder: Path, pairs: int, shards_of_worker: int = 4) -> dict:
+    """One worker and two of a local Ray cluster, in turn; without the time until each has made its first part. The
+    shards have the size that the cluster chooses by default.
+    """
     import ray
 
     run, names = make(folder / "ray", *MODELS["small network, 256 px"], 400)
@@ -206,20 +208,20 @@ def on_ray(folder: Path, pairs: int, shards_of_worker: int = 12) -> dict:
             place.mkdir()
             (place / "pin.py").write_text(PIN)
             total = shards_of_worker * actors
-            list_images(folder / "ray" / "images" / "images.parquet", names, total * ROWS)
+            list_images(folder / "ray" / "images" / "images.parquet", names, total * cluster.ROWS)
             predict_on_ray(
                 run,
                 folder / "ray" / "images" / "images.parquet",
                 place / "parts",
-                shards=total,
                 actors=actors,
                 modules=[str(place / "pin.py")],
                 device="cpu",
             )
             ends = sorted(file.stat().st_mtime_ns / 1e9 for file in (place / "parts").glob("part-*"))
-            rate[actors].append((total - actors) * ROWS / (ends[-1] - ends[actors - 1]))
+            rate[actors].append((total - actors) * cluster.ROWS / (ends[-1] - ends[actors - 1]))
     ray.shutdown()
     return {
+        "rows_of_a_shard": cluster.ROWS,
         "shards_of_a_worker": shards_of_worker,
         "images_per_second": {
             name: round(float(np.median(rate[actors])), 1) for name, actors in (("one", 1), ("two", 2))
@@ -319,7 +321,7 @@ def parts_of_a_job(folder: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=28, help="of one worker and two; 28 are 21,000 images each")
-    parser.add_argument("--ray", type=int, default=2, help="rounds with Ray")
+    parser.add_argument("--ray", type=int, default=3, help="rounds with Ray")
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(1)

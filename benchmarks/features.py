@@ -30,6 +30,7 @@ from harness import write
 
 import foveal
 from foveal.data import get_data
+from foveal.draws import Draws
 from foveal.prediction import count_cost
 from foveal.recipes.configure import configure
 from foveal.recipes.fit_config import fit_config
@@ -52,13 +53,16 @@ SIZE = (1250, 500)
 """About the size of an image, for multiply-accumulates."""
 
 
-def features(images: list[Path], level: str, folder: Path, weights: Path) -> dict[str, Any]:
-    """Make the features of all images at a level, unless they are there."""
+def encode(images: list[Path], level: str, tiles: dict[str, int], folder: Path, weights: Path) -> dict[str, Any]:
+    """Make the features of all images at a level, unless they are there.
+
+    Args:
+        level: its name.
+        tiles: arguments of `foveal.embed` that describe the tiles.
+    """
     out = folder / level
     start = time.process_time()
-    done = foveal.embed(
-        NETWORK, images, out, **LEVELS[level], backbone_options=OPTIONS, pretrained=str(weights), device="cpu"
-    )
+    done = foveal.embed(NETWORK, images, out, **tiles, backbone_options=OPTIONS, pretrained=str(weights), device="cpu")
     if done.failed:
         raise SystemExit(str(done.failed[0]))
     told = out / "processor_seconds.json"
@@ -83,29 +87,37 @@ def fit(table: Path, folder: Path, way: dict[str, Any], seed: int, out: Path) ->
     return out
 
 
+def logits_of(
+    run: Path, table: Path, folder: Path, way: dict[str, Any], looks: int | None, policy: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) classes of the test images, and (N, classes) logits."""
+    model = foveal.load(run).eval()
+    coarse = str(folder / way["coarse"]) if way["coarse"] else None
+    data = get_data("features", root=str(folder / way["level"]), labels=str(table), coarse=coarse, val_fraction=0.0)
+    logits, targets = [], []
+    with torch.inference_mode():
+        for batch in data.loader("test", batch_size=16):
+            draws = Draws(0, 0, batch.index)
+            logits.append(np.asarray(model(batch.views, looks, policy, draws).logits))
+            targets.append(batch.target.numpy())
+    return np.concatenate(targets), np.concatenate(logits)
+
+
 def scores(
     run: Path, table: Path, folder: Path, way: dict[str, Any], looks: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N,) whether test images have a crack, and (N,) logit of the crack minus that of the other class."""
-    model = foveal.load(run).eval()
-    coarse = str(folder / way["coarse"]) if way["coarse"] else None
-    data = get_data("features", root=str(folder / way["level"]), labels=str(table), coarse=coarse, val_fraction=0.0)
-    crack, logits, targets = model.class_names.index("crack"), [], []
-    with torch.inference_mode():
-        for batch in data.loader("test", batch_size=16):
-            logits.append(np.asarray(model(batch.views, looks).logits))
-            targets.append(batch.target.numpy())
-    found = np.concatenate(logits)
-    return np.concatenate(targets) == crack, found[:, crack] - found[:, 1 - crack]
+    crack = foveal.load(run).class_names.index("crack")
+    classes, found = logits_of(run, table, folder, way, looks)
+    return classes == crack, found[:, crack] - found[:, 1 - crack]
 
 
 def of_images(run: Path, paths: list[str], looks: int | None) -> tuple[np.ndarray, float]:
-    """The same of image files, and processor seconds of an image."""
+    """(N, classes) logits of image files, and processor seconds of an image."""
     model = foveal.load(run)
-    crack = model.class_names.index("crack")
     start = time.process_time()
     found = np.concatenate([np.asarray(foveal.classify(model, [path], locations=looks).logits) for path in paths])
-    return found[:, crack] - found[:, 1 - crack], (time.process_time() - start) / len(paths)
+    return found, (time.process_time() - start) / len(paths)
 
 
 def name_of(way: dict[str, Any]) -> str:
@@ -127,7 +139,7 @@ def main() -> None:
     if not weights.is_file():
         mobilenet_int8.write(args.weights, splits["train"][:64], weights)
     images = sorted(args.root.glob("*.jpg"))
-    made = [features(images, level, args.folder / "k", weights) for level in LEVELS]
+    made = [encode(images, level, tiles, args.folder / "k", weights) for level, tiles in LEVELS.items()]
     folder = args.folder / "k"
     folds = [prepare(args.root, args.folder / f"fold_{fold}", fold, False)[0] for fold in range(FOLDS)]
 
@@ -157,7 +169,9 @@ def main() -> None:
             row |= {"seconds": [read(run / "processor_seconds.json") for run in runs]}
             row |= {"macs": count_cost(runs[0], SIZE, looks).macs}
             if looks in (None, 4):
-                own, seconds = of_images(runs[0], splits["test"], looks)
+                logits, seconds = of_images(runs[0], splits["test"], looks)
+                crack = foveal.load(runs[0]).class_names.index("crack")
+                own = logits[:, crack] - logits[:, 1 - crack]
                 difference = float(np.abs(own - found[0]).max())
                 row |= {"of_images": average_precision(true, own), "difference": difference, "seconds_image": seconds}
             rows.append(row)

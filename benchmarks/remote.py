@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from harness import in_turn, ratio, write
 from PIL import Image
 
@@ -300,6 +301,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # threads that wait in a loop would slow down the server
     os.environ["FOVEAL_REMOTE_CACHE_BYTES"] = "0"
     if arguments.child:
         child(arguments.child, arguments.side)

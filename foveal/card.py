@@ -54,7 +54,8 @@ def facts(run: Run) -> dict[str, Any]:
     Returns:
         ``model`` (name and options), ``class_names``, ``num_classes``, ``task``, ``thresholds``, ``locations``,
         ``policy``, ``channels``, ``size``, ``mean``, ``std``, ``value_range``, ``image_size``, ``shorter_side``,
-        ``imports``, ``parameters`` (numbers in the weights); ``data`` (name and options of the training data, or None),
+        ``imports``, ``encoder`` (``name`` and ``licence`` of a frozen network that is part of the model, or None),
+        ``parameters`` (numbers in the weights); ``data`` (name and options of the training data, or None),
         ``training`` (numbers of the outcome, or None), ``evaluation`` (``data``, ``split``, ``limit`` and ``points``,
         one for each setting of locations, or None) and ``early_exit`` (the same by mean cost, or None).
 
@@ -62,7 +63,7 @@ def facts(run: Run) -> dict[str, Any]:
         RunError: a file of the run is damaged.
     """
     keys = ("task", "locations", "policy", "channels", "size", "mean", "std")
-    more = ("value_range", "image_size", "shorter_side")
+    more = ("value_range", "image_size", "shorter_side", "encoder")
     card = run.card
     return {
         "foveal": card.get("foveal"),
@@ -135,7 +136,9 @@ def missing(told: Mapping[str, Any], about: Mapping[str, Any], files: Sequence[s
     if told["parameters"] is None:
         lacking.append("weights: training has not finished; go on by foveal fit `resume`")
     if not about.get("license"):
-        lacking.append("licence: who may use the weights, and for what; give `licence`, such as apache-2.0")
+        found = told["encoder"] and told["encoder"].get("licence")
+        such = f"the encoder {told['encoder']['name']} has {found}" if found else "such as apache-2.0"
+        lacking.append(f"licence: who may use the weights, and for what; give `licence`, {such}")
     if not about.get("data_description"):
         lacking.append(
             "description of the data: what the images show, and where they come from; give `data_description`"
@@ -278,7 +281,8 @@ def _saved(model: torch.nn.Module, folder: Path) -> Run:
         if stored.keys() == mine.keys() and all(torch.equal(mine[key].cpu(), stored[key]) for key in stored):
             return Run(model.source)
     ranges = {key: getattr(model, key, None) for key in ("value_range", "image_size", "shorter_side")}
-    save_model(folder, model, ModelInfo(dict(model.spec), tuple(model.class_names), **ranges))
+    encoder = None if model.source is None else Run(model.source).card.get("encoder")
+    save_model(folder, model, ModelInfo(dict(model.spec), tuple(model.class_names), **ranges, encoder=encoder))
     run = Run(folder)
     if model.task.thresholds:
         names = model.class_names
@@ -387,6 +391,9 @@ def _body(
     ]
     if chosen := {key: value for key, value in model.items() if key != "name" and value not in (None, False)}:
         lines.append(f"- options: {', '.join(f'`{key}={value}`' for key, value in chosen.items())}")
+    if encoder := told["encoder"]:
+        name, licence = (_escaped(encoder.get(key) or "not known") for key in ("name", "licence"))
+        lines.append(f"- encoder: {name}, frozen; licence of its weights: {licence}")
     if "size" in told:
         lines.append(f"- each look: {told['size'][0]} x {told['size'][1]} px, {told.get('channels', 3)} channels")
     if told.get("locations"):

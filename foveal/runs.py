@@ -111,6 +111,7 @@ class ModelInfo:
         image_size: side to which whole images are resized before any look; None for no resizing.
         shorter_side: see `foveal.images.squash`.
         locations: default looks per grid at each level; the model's own if None.
+        encoder: ``name`` of the network that made the features of the training data, and ``licence`` of its weights.
     """
 
     model: dict[str, Any]
@@ -119,6 +120,7 @@ class ModelInfo:
     image_size: int | None = None
     shorter_side: int | None = None
     locations: tuple[int, ...] | None = None
+    encoder: dict[str, str | None] | None = None
 
 
 def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo) -> None:
@@ -167,6 +169,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
         "image_size": info.image_size,
         "shorter_side": info.shorter_side,
         "locations": list(model.locations if info.locations is None else info.locations),
+        **({} if info.encoder is None else {"encoder": info.encoder}),
     }
     with storing(folder / CARD), replacing(folder / CARD) as unfinished:
         unfinished.write_text(json.dumps(card, indent=2) + "\n")

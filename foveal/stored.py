@@ -51,6 +51,13 @@ class Threshold(TypedDict):
     at: str
 
 
+class EncoderCard(TypedDict):
+    """The network that made the features that a model was trained on."""
+
+    name: str | None
+    licence: str | None
+
+
 class Card(TypedDict, total=False):
     """Types of the values in ``config.json``. ``model`` and ``class_names`` are required."""
 
@@ -70,6 +77,7 @@ class Card(TypedDict, total=False):
     shorter_side: Whole | None
     locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
     policy: Annotated[str, (GREEDY.name, Random.name)]
+    encoder: EncoderCard
 
 
 def card_error(card: Any) -> str | None:

@@ -246,7 +246,9 @@ def _encoder(top: Path, header: Header, coarse: str | None, at_coarse: Header | 
             wanted = f"{options['tile_size']} px at scale {options['scale']}"
             raise DataError(f"{coarse}: {what}, of {wanted}; divide the tile size by what the scale is multiplied by")
         options |= {"coarse": ratio}
-    return Encoder(header.width, options, weights, header.settings.get("weights"), coarse is not None)
+    licence = header.settings.get("licence")
+    about = {"name": header.encoder, "licence": licence if isinstance(licence, str) else None}
+    return Encoder(header.width, options, weights, header.settings.get("weights"), about, coarse is not None)
 
 
 def _described(header: Header) -> str:

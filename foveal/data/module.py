@@ -43,6 +43,7 @@ class Encoder:
             ``features`` alone, for a model without network.
         weights: file of the weights of the network.
         digest: digest in this file.
+        about: ``name`` of the network and ``licence`` of its weights, each None if not known.
         coarse: whether there are features of a coarser level.
     """
 
@@ -50,6 +51,7 @@ class Encoder:
     options: dict[str, Any]
     weights: Path | None = None
     digest: str | None = None
+    about: dict[str, str | None] = field(default_factory=dict)
     coarse: bool = False
 
 

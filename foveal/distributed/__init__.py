@@ -17,10 +17,9 @@ Example:
 from foveal.distributed.cluster import Made, predict_on_ray
 from foveal.distributed.manifest import Manifest, open_manifest
 from foveal.distributed.merging import SHOWN, Merged, merge, shard_list
-from foveal.distributed.shards import MORE, Part, Shards, parse_shard, predict_shard
+from foveal.distributed.shards import Part, Shards, parse_shard, predict_shard
 
 __all__ = [
-    "MORE",
     "SHOWN",
     "Made",
     "Manifest",

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveal import __version__
 from foveal.choices import FORMATS
-from foveal.distributed.shards import JOB, MORE, PART, Job, part_schema, read_job, read_place, shard_rows
+from foveal.distributed.shards import JOB, PART, ROW, Job, opened_part, part_schema, read_job, read_place, shard_rows
 from foveal.distributed.stores import Store, open_store
 from foveal.errors import ConfigError, StorageError
 from foveal.files import replacing, storing
 from foveal.importing import need_parquet
 from foveal.prediction.output import write_rows
-from foveal.prediction.rows import COLUMNS
+from foveal.prediction.rows import COLUMNS, SCHEMA
 
 GROUP = 10_000
 """Rows of a row group of a merged Parquet file, about."""
@@ -73,7 +74,7 @@ def merge(parts: str | Path, out: str | Path | None = None) -> Merged:
     Args:
         parts: folder or URL of the parts.
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file with the columns of predictions and
-            `foveal.distributed.shards.MORE`. It is replaced if it exists. Parts are only checked if None.
+            `foveal.distributed.shards.ROW`. It is replaced if it exists. Parts are only checked if None.
 
     Raises:
         ConfigError: there are no parts, or ``out`` is not valid.
@@ -84,11 +85,18 @@ def merge(parts: str | Path, out: str | Path | None = None) -> Merged:
     if target is not None:
         if target.suffix.lower() not in FORMATS:
             raise ConfigError(f"`out` {out}: merged rows are written as {', '.join(FORMATS)}; give one of these")
+        if PART.fullmatch(target.name):
+            raise ConfigError(f"`out` {out}: is the name of a part, which would be replaced; choose another")
         if not target.parent.is_dir():
             raise ConfigError(f"`out` {out}: there is no folder {target.parent}; make it first")
     need_parquet(Path(str(parts)))
     store = open_store(parts, create=False)
     names, job = list(store.names()), read_job(store.read(JOB), store)
+    if job.version[1] != SCHEMA:
+        raise ConfigError(
+            f"{store.name}: the parts have the columns of foveal {job.version[0]}, and this is {__version__}; merge "
+            "them with that version"
+        )
     found = _by_shard(names, job, store)
     merged = Merged(job.rows, job.shards, [shard for shard in range(job.shards) if shard not in found])
     if merged.missing:
@@ -104,7 +112,7 @@ def merge(parts: str | Path, out: str | Path | None = None) -> Merged:
             _write(unfinished, batches)
         else:
             rows = (row for batch in batches for row in batch.to_pylist())
-            write_rows(unfinished, rows, target.suffix.lower(), (MORE[0], *COLUMNS, *MORE[1:]))
+            write_rows(unfinished, rows, target.suffix.lower(), (ROW, *COLUMNS))
     merged.out = target
     return merged
 
@@ -120,7 +128,7 @@ def _by_shard(names: Sequence[str], job: Job, store: Store) -> dict[int, str]:
         if not (match := PART.fullmatch(name)):
             continue
         shard, shards = int(match[1]), int(match[2])
-        if shards != job.shards or shard in found:
+        if shards != job.shards or shard >= shards or shard in found:
             for each in filter(None, (name, found.get(shard))):
                 with _opened(store, each) as parquet:
                     _check_place(parquet, each, job, store)
@@ -145,7 +153,8 @@ def _check_place(parquet: Any, name: str, job: Job, store: Store) -> range:
         )
     rows = shard_rows(job.rows, place.shard, job.shards)
     match = PART.fullmatch(name)
-    if match is None or int(match[1]) != place.shard or place.rows != (rows.start, rows.stop):
+    named = match is not None and (int(match[1]), int(match[2])) == (place.shard, job.shards)
+    if not named or place.rows != (rows.start, rows.stop):
         raise StorageError(f"{store.name}/{name}: has rows of shard {place.shard}; remove it, and make the shard again")
     return rows
 
@@ -166,10 +175,11 @@ def _batches(
         with _opened(store, name) as parquet:
             rows = _check_place(parquet, name, job, store)
             after, failed = rows.start, merged.failed
+            if not parquet.schema_arrow.equals(schema):
+                raise StorageError(f"{store.name}/{name}: has other columns; remove it, and make shard {shard} again")
             for batch in parquet.iter_batches(1000, columns=columns):
                 numbers = batch.column("row").to_pylist()
-                whole = numbers == list(range(after, after + len(numbers)))
-                if not whole or not parquet.schema_arrow.equals(schema):
+                if numbers != list(range(after, after + len(numbers))):
                     break
                 after += len(numbers)
                 for place in _indices(batch):
@@ -194,23 +204,8 @@ def _indices(batch: Any) -> list[int]:
     return pc.indices_nonzero(pc.is_valid(batch.column("error"))).to_pylist()
 
 
-@contextmanager
-def _opened(store: Store, name: str) -> Iterator[Any]:
-    """An open part.
-
-    Raises:
-        StorageError: it is damaged.
-    """
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(store.source(name)) as parquet:
-            yield parquet
-    except (ValueError, OSError) as error:  # errors of pyarrow
-        reason = str(error).partition("\n")[0]
-        raise StorageError(
-            f"{store.name}/{name}: is damaged ({reason}); remove it, and make its shard again"
-        ) from error
+def _opened(store: Store, name: str) -> AbstractContextManager[Any]:
+    return opened_part(store.source(name), f"{store.name}/{name}")
 
 
 def _write(file: Path, batches: Iterator[Any]) -> None:

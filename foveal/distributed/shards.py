@@ -2,7 +2,7 @@
 
 Shard i of k has the rows from ``rows * i // k`` to ``rows * (i + 1) // k`` of the manifest, so that it reads few row
 groups of a large table, and merging in order is joining. A part is a Parquet file with the columns of predictions and
-`MORE`. Its name has a digest of all that it is made of: the job (manifest, number of shards, model, settings, version),
+`ROW`. Its name has a digest of all that it is made of: the job (manifest, number of shards, model, settings, version),
 the number of the shard, and the paths in its rows. Any worker may make any part, in any order, and twice.
 
 Example:
@@ -15,13 +15,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -32,25 +30,24 @@ import torch
 from foveal import __version__
 from foveal.distributed.manifest import Manifest, open_manifest
 from foveal.distributed.stores import AGAIN, Store, open_store
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, StorageError
 from foveal.files import remove_unfinished, storing
 from foveal.importing import need_parquet
 from foveal.policies import Policy
 from foveal.prediction import Predictor, predict_rows
+from foveal.prediction.checks import check_whole
 from foveal.prediction.device import check_precision
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
 from foveal.prediction.output import parquet_types, settings_of
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import SCHEMA, Named, Row, check_how, check_masks, failed_row
+from foveal.prediction.rows import SCHEMA, Named, Row, check_how, check_masks
 
 JOB = "job.json"
 """Name of the file that describes the job, beside the parts."""
 
-MORE = ("row", "file_size", "file_version")
-"""Columns of a part besides those of predictions: the number of the row in the manifest, and which file was classified:
-its size in bytes, and its ETag or, of a local file, its modification time (UTC).
-"""
+ROW = "row"
+"""Column of a part besides those of predictions: the number of the row in the manifest."""
 
 PART = re.compile(r"part-(\d+)-of-(\d+)-[0-9a-f]{16}\.parquet")
 """Names of parts, with shard and number of shards."""
@@ -170,9 +167,11 @@ def read_job(content: bytes | None, store: Store) -> Job:
     try:
         values = json.loads(content)
         job = Job(**values | {"version": tuple(values["version"])})
-        assert all(type(number) is int and number > 0 for number in (job.rows, job.shards))
-        assert type(job.manifest) is str and type(job.settings) is dict
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        if not all(type(number) is int and number > 0 for number in (job.rows, job.shards)):
+            raise ValueError("there are no rows or no shards")
+        if type(job.manifest) is not str or type(job.settings) is not dict:
+            raise ValueError("another type")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"{store.name}/{JOB}: is damaged; remove it, and make any part again, which writes it anew"
         ) from error
@@ -254,6 +253,7 @@ class Shards:
         headers: str | Path | None = None,
     ) -> None:
         need_parquet(Path(out, "part.parquet"))
+        check_whole("shards", shards)
         check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
         check_precision(precision)
         predictor = Predictor(model, device=device, precision=precision)
@@ -305,7 +305,10 @@ class Shards:
             remove_unfinished(folder, file.name)
             unfinished.unlink(missing_ok=True)  # it may be another name of the part
             there = self.store.has(name)
-            todo = (failed_rows(self.store.source(name)) if retry else []) if there else list(rows)
+            where = f"{self.store.name}/{name}"
+            todo = [] if there else list(rows)
+            if there and retry:
+                todo = failed_rows(self.store.source(name), where, place)
             failed = 0
             if todo or not there:
                 with storing(file, AGAIN):
@@ -315,7 +318,8 @@ class Shards:
                     made: Iterable[Row] = (row for line in islice(journal.lines(), 1, None) for row in line)
                     if there:
                         again = set(todo)
-                        kept = (row for row in read_part(self.store.source(name)) if row["row"] not in again)
+                        found = read_part(self.store.source(name), where)
+                        kept = (row for row in found if row["row"] not in again)
                         made = heapq.merge(kept, made, key=lambda row: row["row"])
                     with storing(unfinished, AGAIN):
                         failed = write_part(unfinished, made, place)
@@ -340,38 +344,13 @@ class Shards:
                 journal.restart(header)
         batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         found = predict_rows(self._predictor, list(todo.values()), **self._how, first_batch=done)
-        before: dict[int, tuple[Any, Any]] = {}
         with closing(found):
             for i in range(done, len(batches)):
-                # The next batch is opened while this one is classified.
-                for row in [row for batch in batches[i : i + 2] for row in batch if row not in before]:
-                    before[row] = identity(todo[row])
-                line = [
-                    _identified(row, predicted, before.pop(row), todo[row])
-                    for row, predicted in zip(batches[i], next(found), strict=True)
-                ]
+                line = [{ROW: row} | predicted for row, predicted in zip(batches[i], next(found), strict=True)]
                 with storing(journal.file, f"{AGAIN}; the rows of earlier batches are safe"):
                     journal.append(line)
                 if on_progress is not None:
                     on_progress(min((i + 1) * size, len(numbers)), len(numbers))
-
-
-def identity(image: Named) -> tuple[int | None, str | None]:
-    """Size in bytes of the file of an image, and its modification time (UTC, to the nanosecond); None where there is
-    no local file.
-    """
-    with suppress(OSError, ValueError):
-        found = os.stat(image.image)  # noqa: PTH116 (Path raises where a name is too long)
-        seconds, rest = divmod(found.st_mtime_ns, 10**9)
-        return found.st_size, f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
-    return None, None
-
-
-def _identified(row: int, predicted: Row, before: tuple[int | None, str | None], image: Named) -> Row:
-    """A row of a part."""
-    if predicted["error"] is None and identity(image) != before:
-        predicted = failed_row(image.path, f"{image.path}: was changed while it was read; predict it again")
-    return {"row": row, **predicted, "file_size": before[0], "file_version": before[1]}
 
 
 # ------------------------------------------------------------------------------------------------------- files of parts
@@ -381,7 +360,7 @@ def part_schema() -> Any:
     """The columns of a part, as a schema of pyarrow."""
     import pyarrow as pa
 
-    return pa.schema({"row": pa.int64(), **parquet_types(), "file_size": pa.int64(), "file_version": pa.string()})
+    return pa.schema({ROW: pa.int64(), **parquet_types()})
 
 
 def write_part(file: Path, rows: Iterable[Row], place: Place) -> int:
@@ -395,7 +374,7 @@ def write_part(file: Path, rows: Iterable[Row], place: Place) -> int:
 
     rows, failed = iter(rows), 0
     schema = part_schema().with_metadata({"foveal": json.dumps(place._asdict())})
-    with ParquetWriter(file, schema) as table:
+    with ParquetWriter(file, schema, write_page_checksum=True) as table:
         while some := list(islice(rows, 1000)):
             failed += sum(row["error"] is not None for row in some)
             table.write_table(pa.Table.from_pylist(some, schema))
@@ -414,20 +393,48 @@ def read_place(parquet: Any) -> Place | None:
     return None
 
 
-def read_part(source: Any) -> Iterator[Row]:
-    """Rows of a part."""
+@contextmanager
+def opened_part(source: Any, where: str = "") -> Iterator[Any]:
+    """An open part, a ``pyarrow.parquet.ParquetFile``.
+
+    Args:
+        source: the file, see `Store.source`.
+        where: its place, for the error.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(source) as parquet:
+    try:
+        with ParquetFile(source, page_checksum_verification=True) as parquet:
+            yield parquet
+    except (pa.ArrowException, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StorageError(f"{where or source}: is damaged ({reason}); remove it, and make its shard again") from error
+
+
+def read_part(source: Any, where: str = "") -> Iterator[Row]:
+    """Rows of a part. Arguments are those of `opened_part`.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    with opened_part(source, where) as parquet:
         for batch in parquet.iter_batches(1000):
             yield from batch.to_pylist()
 
 
-def failed_rows(source: Any) -> list[int]:
-    """Numbers of the rows with an error in a part."""
-    from pyarrow.parquet import ParquetFile
+def failed_rows(source: Any, where: str, place: Place) -> list[int]:
+    """Numbers of the rows with an error in a part.
 
-    with ParquetFile(source) as parquet:
+    Raises:
+        StorageError: it is damaged, or another part.
+    """
+    with opened_part(source, where) as parquet:
+        if read_place(parquet) != place or not parquet.schema_arrow.equals(part_schema()):
+            raise StorageError(f"{where}: is another part, or none; remove it, and make its shard again")
         return [
             row
             for batch in parquet.iter_batches(columns=["row", "error"])

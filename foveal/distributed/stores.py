@@ -19,11 +19,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Protocol
 
-from foveal.errors import ConfigError, StorageError
+from foveal.errors import ConfigError, FovealError, StorageError
 from foveal.files import locked, storing
+from foveal.images.reading import short
+from foveal.images.remote import fault_of, s3_options, start_client
+from foveal.images.uris import shown
+
+SCHEMES = ("s3://", "gs://", "az://")
+"""What the address of an object store begins with."""
 
 AGAIN = "make space, or change the permissions, and run the same command again"
 
@@ -90,14 +98,15 @@ class FolderStore:
             raise ConfigError(f"{folder}: there is no such folder; check the path")
 
     def has(self, name: str) -> bool:
-        return (self.folder / name).exists()
+        with _reading(self, name):
+            return (self.folder / name).exists()
 
     def names(self) -> Iterator[str]:
-        with os.scandir(self.folder) as entries:
+        with _reading(self, ""), os.scandir(self.folder) as entries:
             yield from (entry.name for entry in entries if not entry.name.startswith("."))
 
     def read(self, name: str) -> bytes | None:
-        with suppress(FileNotFoundError):
+        with _reading(self, name), suppress(FileNotFoundError):
             return (self.folder / name).read_bytes()
         return None
 
@@ -127,18 +136,45 @@ class FolderStore:
 
     @contextmanager
     def working(self, name: str) -> Iterator[Path]:
-        taken = f"{name}: another process makes it"
         with ExitStack() as stack:
-            try:
-                stack.enter_context(locked(self.folder / f".{name}.lock", taken))
-            except StorageError as error:
-                if str(error) != taken:
-                    raise
-                # Another process makes the same. It may be one that a scheduler has given up, so this one does not
-                # wait for it.
-                yield Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{name}.")))
+            for number in count():
+                # Another process may make the same. It may be one that a scheduler has given up, so this one does not
+                # wait for it, and takes another folder.
+                lock, taken = self.folder / f".{name}{f'.{number}' * (number > 0)}.lock", "another process"
+                try:
+                    stack.enter_context(locked(lock, taken))
+                except StorageError as error:
+                    if str(error) != taken:
+                        raise
+                else:
+                    break
+            if number:
+                folder = lock.with_suffix("")
+                with storing(folder, AGAIN):
+                    folder.mkdir(exist_ok=True)
+                yield folder
+                rmtree(folder, ignore_errors=True)
             else:
                 yield self.folder
+                self._remove_left(name)
+
+    def _remove_left(self, name: str) -> None:
+        """Remove the folders of killed processes that made the same."""
+        for folder in self.folder.glob(f".{name}.[0-9]*"):
+            if folder.is_dir():
+                with suppress(StorageError), locked(Path(f"{folder}.lock"), "another process"):
+                    rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _reading(store: FolderStore, name: str) -> Iterator[None]:
+    """Convert errors of reading a file into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{store.folder / name}: cannot be read ({short(error)}); correct its permissions, or move it away"
+        ) from error
 
 
 class ObjectStore:
@@ -150,45 +186,40 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
+        if shown(url) != url or not url.startswith(SCHEMES):
+            raise ConfigError(
+                f"{shown(url)}: is not the address of a folder of an object store; write it as s3://bucket/folder, "
+                "gs://... or az://..., and set credentials in the environment"
+            )
         if find_spec("obstore") is None:
             raise ConfigError(f"{url}: object stores need obstore; run pip install 'foveal[remote]'")
-        from obstore.exceptions import BaseError
         from obstore.store import from_url
 
         self.name = url.rstrip("/")
         try:
-            self._store = from_url(self.name)
-        except (BaseError, ValueError) as error:
-            raise ConfigError(
-                f"{url}: is not the address of an object store ({_reason(error)}); write it as s3://bucket/folder"
-            ) from error
+            self._store = from_url(self.name, **(s3_options() if url.startswith("s3://") else {}))
+        except Exception as error:
+            fault = fault_of(error)
+            raise ConfigError(f"{url}: {fault.what}; {fault.advice}") from None
 
     def has(self, name: str) -> bool:
-        import obstore
-        from obstore.exceptions import NotFoundError
-
-        with self._asking(name):
+        with self._asking(name) as obstore:
             try:
                 obstore.head(self._store, name)
-            except (NotFoundError, FileNotFoundError):
+            except (obstore.exceptions.NotFoundError, FileNotFoundError):
                 return False
         return True
 
     def names(self) -> Iterator[str]:
-        import obstore
-
-        with self._asking("the list of files"):
+        with self._asking("") as obstore:
             for some in obstore.list(self._store):
                 yield from (entry["path"] for entry in some)
 
     def read(self, name: str) -> bytes | None:
-        import obstore
-        from obstore.exceptions import NotFoundError
-
-        with self._asking(name):
+        with self._asking(name) as obstore:
             try:
                 return bytes(obstore.get(self._store, name).bytes())
-            except (NotFoundError, FileNotFoundError):
+            except (obstore.exceptions.NotFoundError, FileNotFoundError):
                 return None
 
     def source(self, name: str) -> Any:
@@ -200,14 +231,11 @@ class ObjectStore:
         return pa.BufferReader(content)
 
     def put(self, name: str, file: Path, replace: bool = False) -> bool:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
-        with self._asking(name):
+        with self._asking(name) as obstore:
             try:
                 # An upload in pieces cannot be conditional.
                 obstore.put(self._store, name, file, mode="overwrite" if replace else "create", use_multipart=False)
-            except (AlreadyExistsError, FileExistsError):
+            except (obstore.exceptions.AlreadyExistsError, FileExistsError):
                 return False
             finally:
                 file.unlink()
@@ -215,26 +243,25 @@ class ObjectStore:
 
     @contextmanager
     def working(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="foveal-") as folder:
+        with ExitStack() as stack:
+            with storing("the folder for temporary files", "make space in it, or set TMPDIR to another one"):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="foveal-"))
             yield Path(folder)
 
     @contextmanager
-    def _asking(self, name: str) -> Iterator[None]:
-        """Convert errors of requests into a `StorageError`."""
-        from obstore.exceptions import BaseError
-
+    def _asking(self, name: str) -> Iterator[Any]:
+        """Yield obstore; convert its errors into a `StorageError`. Their text may have secrets."""
+        place = f"{self.name}/{name}"
         try:
-            yield
-        except (BaseError, OSError) as error:
-            raise StorageError(
-                f"{self.name}/{name}: the object store refuses or does not answer ({_reason(error)}); check the "
-                "address and the credentials, and run the same command again"
-            ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, without what obstore adds for its developers."""
-    return str(error).strip().partition("\n")[0][:300]
+            yield start_client(place)
+        except FovealError:
+            raise
+        except Exception as error:
+            fault = fault_of(error)
+            what, advice = fault.what, fault.advice
+            if fault.status == 404:
+                what, advice = "there is no such bucket", "check the address"
+            raise StorageError(f"{place}: {what}; {advice}") from None
 
 
 def open_store(place: str | Path, create: bool = True) -> Store:

@@ -48,7 +48,7 @@ from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.policies import Policy
 from foveal.prediction.cost import count_cost
 from foveal.prediction.predictor import Predictor
-from foveal.prediction.rows import Row, make_row
+from foveal.prediction.rows import Row, file_state, make_row
 from foveal.runs import Run
 from foveal.tasks import MULTICLASS
 
@@ -212,7 +212,7 @@ class Explainer:
             picture_side, overlay_side: longest sides of the two pictures; None for none.
         """
         classifier, start = self.predictor.model, time.perf_counter()
-        is_file = is_path(path)
+        is_file, before = is_path(path), file_state(path)
         with self.predictor.open(path, mask=mask) as image:
             views = ImageViews([image])
             views.on_scan = on_scan
@@ -226,7 +226,10 @@ class Explainer:
             macs, dense_macs = self.macs(size, views.views[0].mpp)
             costs = Costs(macs, dense_macs, read, _stored_bytes(path, image), seconds)
             name = "image" if not is_file else uris.shown(path) if uris.is_remote(path) else str(Path(path))
-            row = make_row(name, seen, image, top_k=5, macs=macs, seconds=seconds)
+            state = file_state(path, image)
+            if image.remote is None and state != before:
+                raise ImageError(f"{name}: was changed while it was read; explain it again")
+            row = make_row(name, seen, image, top_k=5, macs=macs, seconds=seconds, state=state)
             network = classifier.dense() if seen.maps else nn.Identity()
             shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
             drawn = None if overlay_side is None else overlay(seen, views, side=overlay_side)

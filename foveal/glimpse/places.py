@@ -30,6 +30,8 @@ TILE = 8
 makes scores independent of the block in which they are computed."""
 BLOCK = 32
 """Tiles per axis that are read at once."""
+AHEAD = 16
+"""Blocks of a remote image whose bytes are read in one round."""
 FLAT = 1 / 255
 """Largest range of values, from 0 to 1, that counts as constant."""
 SIDE = TILE * STRIDE + WINDOW - STRIDE
@@ -94,14 +96,21 @@ def readable(
     """
     found = []
     for block in blocks:
-        ends = zip(block.begin, block.end, strict=True)
-        y, x = ((np.arange(a * TILE, b * TILE) * STRIDE + 0.5) * scale for a, b in ends)
         if images.is_blank(block.image, *block_box(block, scale)):
             continue
-        allowed = images.may_look(block.image, y, x, scale, blank_bytes)
+        allowed = allowed_places(images, block, scale, blank_bytes)
         if allowed is None or allowed.any():
             found.append((block, allowed))
     return [block for block, _ in found], [allowed for _, allowed in found]
+
+
+def allowed_places(images: Any, block: Block, scale: int, blank_bytes: int | None) -> np.ndarray | None:
+    """Places (rows, columns) of a block that can be chosen, as far as is known before the file is decoded; None for
+    all. See `readable`.
+    """
+    ends = zip(block.begin, block.end, strict=True)
+    y, x = ((np.arange(a * TILE, b * TILE) * STRIDE + 0.5) * scale for a, b in ends)
+    return images.may_look(block.image, y, x, scale, blank_bytes)
 
 
 def by_tile(values: np.ndarray) -> np.ndarray:

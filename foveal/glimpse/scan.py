@@ -33,7 +33,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Normalised, Part, Parts, Walk, on_host, per_band, whole_image
 from foveal.glimpse.networks import channels_last, check_least, check_look, create_network, small_reader
 from foveal.glimpse.places import (
+    AHEAD,
     FLAT,
     SIDE,
     STRIDE,
@@ -54,6 +56,7 @@ from foveal.glimpse.places import (
     WINDOW,
     Block,
     Kept,
+    allowed_places,
     block_box,
     blocks_of,
     by_tile,
@@ -358,12 +361,26 @@ class Scan(GlimpseClassifier):
                 tiles = sum(int((block.end - block.begin).prod()) for of_image in blocks for block in of_image[1:])
                 self.scout(self.mean.new_empty(tiles, self.channels, SIDE, SIDE))
                 blocks = [of_image[:1] for of_image in blocks]
-            for some in together(blocks):
+            for some in self._read_ahead(views, together(blocks)):
                 self._scan_blocks(views, some, kept, seeds, policy.learned)
                 done += len(some)
                 if views.on_scan is not None and total > len(views):
                     views.on_scan(done / total)
         return self._found(views, kept, count + reservoir)
+
+    def _read_ahead(self, views: Views, steps: Iterator[list[Block]]) -> Iterator[list[Block]]:
+        """Blocks of a scan, in this order. The bytes of many of a remote image are read in one round."""
+        while group := list(islice(steps, AHEAD if views.is_remote else 1)):
+            if views.is_remote:
+                blocks = [block for some in group for block in some if self._may_choose(views, block)]
+                if blocks:
+                    boxes, sizes = zip(*map(self._box, blocks), strict=True)
+                    views.read_ahead(np.array([block.image for block in blocks]), np.stack(boxes), sizes)
+            yield from group
+
+    def _may_choose(self, views: Views, block: Block) -> bool:
+        allowed = allowed_places(views, block, self.scale, self.blank_bytes)
+        return allowed is None or bool(allowed.any())
 
     def _blocks(self, sizes: np.ndarray) -> list[list[Block]]:
         """Blocks of each image, in reading order."""

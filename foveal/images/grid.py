@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,8 +84,9 @@ class GridPyramid(Pyramid):
         shapes = [(y1 - y0, x1 - x0) for _, (y0, x0, y1, x1) in requests]
         pixels = [np.empty((*shape, self._bands), self.dtype) for shape in shapes]
         covers: list[np.ndarray | None] = [None] * len(requests)
-        for key in sorted(users):
-            (level, row, column), (tile, alpha) = key, self._tile(key)
+        keys = sorted(users)
+        for key, (tile, alpha) in zip(keys, self._tiles(keys), strict=True):
+            level, row, column = key
             height, width = self._grids[level]
             top, left = row * height, column * width
             for i in users[key]:
@@ -99,6 +100,10 @@ class GridPyramid(Pyramid):
                         covers[i] = np.ones(shapes[i], np.float32)
                     covers[i][target] = alpha[source]  # type: ignore[index]
         return [without_gaps(*stored) for stored in zip(pixels, covers, strict=True)]
+
+    def _tiles(self, keys: Sequence[tuple[int, int, int]]) -> Iterator[Stored]:
+        """The tiles of a turn, in this order."""
+        return map(self._tile, keys)
 
     def _tile(self, key: tuple[int, int, int]) -> Stored:
         with self._lock:

@@ -68,12 +68,16 @@ def make_entry(uri: str) -> Entry:
         ImageError: the image cannot be opened.
     """
     from foveal.images.open import open_image
+    from foveal.images.remote import RemoteObject
     from foveal.images.tiff import TiffPyramid
 
     with open_image(uri, value_range=(0, 1), convert=False) as image:
         remote = image.remote
-        if remote is None:
+        if not isinstance(remote, RemoteObject):
             raise ImageError(f"{image.path}: has no header that can be indexed; leave it out, it is read without")
+        if not remote.state.is_version:
+            what = "its server gives neither an ETag nor a time, so that a change would not be noticed"
+            raise ImageError(f"{image.path}: {what}; leave it out, it is read without")
         if not isinstance(image, TiffPyramid):
             return Entry(uri, remote.state, {0: remote.read_up_to(_MAGIC, 0)})
         image.read_lists(_LISTS)
@@ -113,7 +117,7 @@ def write_index(file: str | os.PathLike[str], entries: Iterable[Entry]) -> None:
     schema = pa.schema(types, {"foveal_headers": _VERSION})
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema)
     with storing(file), replacing(Path(file)) as unfinished:
-        pq.write_table(table, unfinished, row_group_size=_GROUP, compression="zstd")
+        pq.write_table(table, unfinished, row_group_size=_GROUP, compression="zstd", write_page_checksum=True)
 
 
 def find(file: str | os.PathLike[str], uri: str) -> RemoteObject:
@@ -140,12 +144,13 @@ class _Index:
         import pyarrow.parquet as pq
 
         try:
-            self._parquet = pq.ParquetFile(file)
+            self._parquet = pq.ParquetFile(file, page_checksum_verification=True)
             if (self._parquet.schema_arrow.metadata or {}).get(b"foveal_headers") != _VERSION:
                 raise ValueError("another kind of table")
             keys = self._parquet.read(["key"]).column("key").to_pylist()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise DataError(f"{file}: is not an index of headers; write it by foveal index") from error
+        self._file = file
         self._keys = np.array(keys, dtype="S16") if keys else np.empty(0, "S16")
         self._lock = threading.Lock()
         self._group: tuple[int, Sequence[dict[str, Any]]] = (-1, [])
@@ -157,7 +162,10 @@ class _Index:
             return None
         with self._lock:
             if self._group[0] != group:
-                self._group = group, self._parquet.read_row_group(group).to_pylist()
+                try:
+                    self._group = group, self._parquet.read_row_group(group).to_pylist()
+                except Exception as error:  # of pyarrow
+                    raise DataError(f"{self._file}: is damaged; write it again by foveal index") from error
             row = self._group[1][inside]
         return row if row["key"] == key else None
 

@@ -1,6 +1,7 @@
 """Reader of OME-Zarr images (NGFF 0.1 to 0.5), on Zarr 2 and Zarr 3, in a folder or at a URL. It needs zarr.
 
-Each look reads the chunks that it needs, of the best level; of a sharded array only those inner chunks. Channels become
+Each look reads the chunks that it needs, of the best level; of a sharded array only those inner chunks. Those of a
+remote image are read in parallel, and repeated where a server fails, see `foveal.images.remote`. Channels become
 bands, at the first time and depth. A chunk that is missing has the fill value of its array, as Zarr defines. The first
 image of a container that bioformats2raw wrote is read; labels are not. See https://ngff.openmicroscopy.org/0.5.
 
@@ -23,18 +24,21 @@ Example:
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import scale
+from foveal.images import remote, scale
 from foveal.images.grid import GridPyramid
 from foveal.images.pyramid import Stored
 from foveal.images.reading import check_claim, memory_limit, reading
+from foveal.images.uris import is_remote_zarr
 from foveal.images.zarr_codecs import check_array, guarded
 
 _LEAST = 64  # pixels; smaller chunks are read several at once
@@ -62,16 +66,11 @@ class _Layout(NamedTuple):
         return (array.chunks if chunk else array.shape)[self.axes.index(name)] if name in self.axes else 1
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is the URL of a Zarr."""
-    return "://" in path and ".zarr" in path.lower()
-
-
 class OmeZarrPyramid(GridPyramid):
     """An OME-Zarr image.
 
     Args:
-        path: path of the folder, or a URL that obstore reads, such as ``https://`` and ``s3://``.
+        path: path of the folder, or its address, such as ``https://`` and ``s3://``.
         name: path for messages, as of a URL without secrets; ``path`` if None.
         options: ``channels``, ``value_range``, ``max_bytes``; see `Pyramid`.
 
@@ -81,7 +80,8 @@ class OmeZarrPyramid(GridPyramid):
 
     def __init__(self, path: str, *, name: str | None = None, **options: Any) -> None:
         self._place, path = path, name or path
-        layout = _open(self._place, path)
+        folder = RemoteFolder(self._place, path) if is_remote_zarr(self._place) else None
+        layout = _open(self._place, path, folder)
         limit = options.get("max_bytes") or memory_limit()
         dtype = np.dtype(layout.arrays[0].dtype).newbyteorder("=")
         tiles: list[tuple[int, int]] = []
@@ -103,6 +103,7 @@ class OmeZarrPyramid(GridPyramid):
             metadata={} if layout.mpp is None else {"mpp": layout.mpp},
             **options,
         )
+        self.remote = folder
         self._layout: _Layout | None = layout
         self._count_bytes(layout)
 
@@ -113,10 +114,22 @@ class OmeZarrPyramid(GridPyramid):
         # Arrays count their bytes for this image, so that a copy needs its own.
         return {**super().__getstate__(), "_layout": None}
 
+    @property
+    def _folder(self) -> RemoteFolder | None:
+        return self.remote if isinstance(self.remote, RemoteFolder) else None
+
+    def _tiles(self, keys: Sequence[tuple[int, int, int]]) -> Iterator[Stored]:
+        if self._folder is None:
+            yield from super()._tiles(keys)
+            return
+        most = self._folder.limits.requests
+        for start in range(0, len(keys), most):
+            yield from remote.threads(most).map(self._tile, keys[start : start + most])
+
     def _read_tile(self, level: int, row: int, column: int) -> Stored:
         if self._layout is None:
             with reading(self.path, "cannot be opened any more", "put it back"):
-                self._layout = _open(self._place, self.path)
+                self._layout = _open(self._place, self.path, self._folder)
                 self._count_bytes(self._layout)
         layout = self._layout
         parts = {"c": slice(None)}
@@ -133,6 +146,63 @@ class OmeZarrPyramid(GridPyramid):
         return pixels.transpose([kept.index(name) for name in "yxc"]).astype(self.dtype, copy=False), None
 
 
+class RemoteFolder:
+    """A folder of objects in a store, of which zarr reads some.
+
+    Args:
+        uri: its address.
+        name: the address without secrets.
+
+    Attributes:
+        requests: number of requests, repetitions included.
+        bytes: number of bytes received.
+        state, size: None; each object has its own.
+    """
+
+    state, size = None, None
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.uri, self.name = uri, name
+        self.requests = 0
+        self.bytes = 0
+
+    @property
+    def limits(self) -> remote.Settings:
+        return remote.settings()
+
+    def store(self) -> tuple[Any, str]:
+        """The store of the folder for zarr, and the path in it."""
+        from zarr.storage import ObjectStore
+
+        remote.start_client(self.name)
+        store, path = remote.open_store(self.uri.rstrip("/"), self.limits.timeout)
+        return ObjectStore(store, read_only=True), path
+
+    async def read(self, request: Callable[[], Awaitable[Any]]) -> Any:
+        """Repeat a request until it succeeds.
+
+        Args:
+            request: starts the request; its answer is None where there is no such object.
+
+        Raises:
+            ImageError: it fails.
+        """
+        retries = self.limits.retries
+        for attempt in range(retries + 1):
+            self.requests += 1
+            try:
+                answer = await request()
+            except Exception as error:
+                fault = remote.fault_of(error)
+                if attempt == retries or not fault.passing:
+                    raise fault.error(self.name, attempt + 1) from None
+            else:
+                self.bytes += 0 if answer is None else len(answer)
+                return answer
+            await asyncio.sleep(remote.wait_before(attempt))
+        raise AssertionError("unreachable")
+
+
 class _no_bugs:
     """Context manager for calls with arguments from a file, where wrong ones are damage and not a bug."""
 
@@ -144,20 +214,21 @@ class _no_bugs:
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _open(place: str, path: str) -> _Layout:
+def _open(place: str, path: str, folder: RemoteFolder | None) -> _Layout:
     """Open the arrays of an image.
 
     Args:
-        place: path of the folder, or URL.
+        place: path of the folder, or its address.
         path: path for messages.
+        folder: the folder of a remote image.
     """
     from foveal.images.optional import need
 
     zarr = need("zarr", path)
-    store = _store(place, path)
+    store, inside = _store(place, folder)
     with reading(path, "its Zarr metadata cannot be read", "check them, and copy the folder again"), _no_bugs():
         try:
-            group = zarr.open_group(store, mode="r")
+            group = zarr.open_group(store, path=inside, mode="r")
         except zarr.errors.ContainsArrayError:
             raise ImageError(f"{path}: is a Zarr array without OME-Zarr metadata; give the folder above it") from None
         except (FileNotFoundError, zarr.errors.GroupNotFoundError):
@@ -170,25 +241,23 @@ def _open(place: str, path: str) -> _Layout:
         return _layout(path, group, attributes["multiscales"][0])
 
 
-def _store(place: str, path: str) -> Any:
-    """Zarr store of a folder or a URL; its attribute ``count`` is called with the number of bytes of each read."""
-    from zarr.storage import LocalStore, ObjectStore, WrapperStore
+def _store(place: str, folder: RemoteFolder | None) -> tuple[Any, str]:
+    """Zarr store of an image, and the path of the image in it. The attribute ``count`` of the store is called with the
+    number of bytes of each read.
+    """
+    from zarr.storage import LocalStore, WrapperStore
 
     class Counting(WrapperStore):
         count: Callable[[int], None] = staticmethod(lambda number: None)
 
         async def get(self, *args: Any, **options: Any) -> Any:
-            value = await super().get(*args, **options)
+            request = partial(super().get, *args, **options)
+            value = await (request() if folder is None else folder.read(request))
             self.count(0 if value is None else len(value))
             return value
 
-    if not is_remote(place):
-        return Counting(LocalStore(place, read_only=True))
-    from foveal.images.optional import need
-
-    with reading(path, "cannot be opened", "check the address"):
-        inside = need("obstore.store", path, "remote").from_url(place, client_options={"allow_http": True})
-    return Counting(ObjectStore(inside, read_only=True))
+    store, inside = (LocalStore(place, read_only=True), "") if folder is None else folder.store()
+    return Counting(store), inside
 
 
 def _attributes(group: Any) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 from foveal.images.reading import check_claim, memory_limit, reading, short
-from foveal.images.uris import is_remote, shown
+from foveal.images.uris import SCHEMES, is_remote, is_remote_zarr, shown
 
 if TYPE_CHECKING:
     from foveal.images.remote import RemoteObject
@@ -142,6 +142,8 @@ def _first_bytes(name: str) -> bytes:
             head = file.read(256)
     except FileNotFoundError as error:
         advice = "give an address as text, not as a Path" if _PATH_OF_URI.match(name) else "check the path"
+        if "://" in name:
+            advice = f"addresses begin with {', '.join(SCHEMES)}"
         raise ImageError(f"{name}: there is no such file; {advice}") from error
     except IsADirectoryError as error:
         what = "is a folder, and neither OME-Zarr nor a DICOM slide"
@@ -173,10 +175,9 @@ def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[s
 
 def _open_remote(uri: str, headers: Any, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import header_index
-    from foveal.images.remote import LOCAL_ONLY, RemoteObject, start_client
+    from foveal.images.remote import LOCAL_ONLY, RemoteObject
 
-    if ome_zarr.is_remote(uri):
-        start_client(shown(uri))
+    if is_remote_zarr(uri):
         return ome_zarr.OmeZarrPyramid(uri, name=shown(uri), **options)
     remote = RemoteObject(uri) if headers is None else header_index.find(headers, uri)
     head = remote.read_up_to(64, 0)

@@ -81,9 +81,8 @@ def is_image_folder(path: str) -> bool:
 
 
 def open_folder(path: str, **options: Any) -> Pyramid:
-    """Open a folder for which `is_image_folder` is true, or a remote OME-Zarr."""
-    zarr = ome_zarr.is_remote(path) or is_zarr(path)
-    return ome_zarr.OmeZarrPyramid(path, **options) if zarr else dicom.DicomPyramid(path, **options)
+    """Open a folder for which `is_image_folder` is true."""
+    return ome_zarr.OmeZarrPyramid(path, **options) if is_zarr(path) else dicom.DicomPyramid(path, **options)
 
 
 def _is_dicom(path: str) -> bool:

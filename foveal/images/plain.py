@@ -329,6 +329,8 @@ class PlainPyramid(ArrayPyramid):
         options: see `Pyramid`.
     """
 
+    remote: RemoteObject | None
+
     def __init__(
         self,
         path: str,

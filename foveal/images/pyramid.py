@@ -37,6 +37,7 @@ from foveal.images.reading import memory_limit, reading
 from foveal.images.resample import ResamplePlan, composite, cut, plan
 
 if TYPE_CHECKING:
+    from foveal.images.ome_zarr import RemoteFolder
     from foveal.images.remote import RemoteObject
 
 Window = tuple[int, int, int, int]
@@ -96,7 +97,7 @@ class Pyramid(ABC):
         mask: (h, w) bool, stretched over the image: where a scan may look; everywhere if None. See
             `foveal.images.masks`.
         level_sizes: (height, width) of each level, level 0 first.
-        remote: the remote file, which counts requests; None if the image is local.
+        remote: the remote file, or folder of OME-Zarr, which counts requests; None if the image is local.
         bytes_read, tiles_decoded: counts since the image was opened; a file that is decoded whole counts as one tile.
 
     Raises:
@@ -132,7 +133,7 @@ class Pyramid(ABC):
         self._blank: bool | None = None
         self.mask: np.ndarray | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
-        self.remote: RemoteObject | None = None
+        self.remote: RemoteObject | RemoteFolder | None = None
         self.bytes_read = 0
         self.tiles_decoded = 0
         self._stored_sizes = tuple(stored_sizes)
@@ -218,6 +219,20 @@ class Pyramid(ABC):
                 )
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
+
+    def read_ahead(  # noqa: B027 (local files have nothing to do)
+        self, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        """Read the bytes of boxes that are looked at next, in one round of requests, if the file is remote. Readers of
+        remote files override this.
+
+        Args:
+            boxes: see `look`.
+            sizes: (height, width) of each look.
+
+        Raises:
+            ImageError: the server fails.
+        """
 
     def _planned(
         self, box: Sequence[float], size: tuple[int, int], antialias: bool = True, bounds: Sequence[float] | None = None

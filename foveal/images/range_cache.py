@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import zlib
 from contextlib import suppress
 from functools import lru_cache
@@ -47,16 +48,17 @@ class RangeCache:
         self._failed = False
 
     def get(self, key: str, start: int, length: int) -> bytes | None:
-        """Bytes of a range; None if they are not in the cache, or damaged."""
+        """Bytes of a range; None if they are not in the cache, or damaged. The cache may be read-only."""
         if not self.limit:
             return None
         file = self._file(key, start, length)
         try:
             with open(file, "rb") as opened:  # noqa: PTH123 (a Path takes longer)
                 data = opened.read()
-            os.utime(file)
         except OSError:
             return None
+        with suppress(OSError):
+            os.utime(file)
         found = data[4:]
         return found if len(found) == length and data[:4] == _checksum(found) else None
 
@@ -65,12 +67,14 @@ class RangeCache:
         if not self.limit or self._failed:
             return
         file = self._file(key, start, len(data))
-        unfinished = f"{file}.{os.getpid()}"
+        unfinished = f"{file}.{os.getpid()}.{threading.get_ident()}"
         try:
             os.makedirs(os.path.dirname(file), exist_ok=True)  # noqa: PTH103, PTH120 (a Path takes longer)
             with open(unfinished, "wb") as opened:  # noqa: PTH123
                 opened.write(_checksum(data) + data)
             os.replace(unfinished, file)  # noqa: PTH105
+        except FileNotFoundError:
+            return  # another process removed the folder to make room
         except OSError as error:
             with suppress(OSError):
                 os.unlink(unfinished)  # noqa: PTH108

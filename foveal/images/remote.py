@@ -43,6 +43,7 @@ from urllib.parse import unquote
 from foveal.errors import ConfigError, ImageError
 from foveal.formats import BASE, SUFFIXES
 from foveal.images.range_cache import user_cache
+from foveal.images.reading import memory_limit
 from foveal.images.uris import identity, shown, suffix_of
 from foveal.images.walk import UNKNOWN, FoundFiles, set_apart
 
@@ -56,8 +57,11 @@ _PAGE = 16 << 10  # unit in which lists of tiles are read
 _NEAR = 4 << 10  # ranges are joined if at most so many bytes lie between them
 _PART = 8 << 20  # longest range of one request, unless a single tile is longer
 _HELD = 4 << 20  # bytes of headers that an object keeps in memory
+_NEXT = 16 << 20  # bytes of the next looks that an object keeps in memory
 _PICKLED = 256 << 10
 _FIRST_WAIT = 0.2  # seconds before the first repetition; each following wait is twice as long
+_LONGEST_WAIT = 30.0
+_LARGEST_SETTING = 1_000_000
 _TIFF = {".tif", ".tiff", ".btf", ".tf8", ".ptif", ".ptiff", ".svs", ".qptiff"}
 _PLAIN = set(BASE) - _TIFF - {".jxl"}
 _READ = tuple(_TIFF | _PLAIN)
@@ -93,8 +97,9 @@ def _number(name: str, default: float, least: float) -> float:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) < least:
-        raise ConfigError(f"{name} is {text!r}; set it to a number of at least {least:g}, or unset it")
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not least <= float(text) <= _LARGEST_SETTING:
+        limits = f"from {least:g} to {_LARGEST_SETTING:,}"
+        raise ConfigError(f"{name} is {text!r}; set it to a number {limits}, or unset it")
     return float(text)
 
 
@@ -104,12 +109,28 @@ class State(NamedTuple):
     Attributes:
         size: in bytes.
         etag: its ETag; "" if the server gives none.
-        modified: seconds since 1970 when it was modified, if there is no ETag; 0 if that is not known either.
+        modified: seconds since 1970 when it was modified, if the ETag is weak or there is none; 0 if not known.
     """
 
     size: int
     etag: str
     modified: float
+
+    @classmethod
+    def of(cls, meta: Any) -> State:
+        """The state in the metadata of an answer."""
+        etag = meta["e_tag"] or ""
+        return cls(int(meta["size"]), etag, 0.0 if _is_strong(etag) else meta["last_modified"].timestamp())
+
+    @property
+    def is_version(self) -> bool:
+        """Whether another version has another state. If not, the object must not be remembered."""
+        return bool(self.etag or self.modified)
+
+
+def _is_strong(etag: str) -> bool:
+    """Whether an ETag tells versions apart byte by byte. Others never match the header If-Match."""
+    return etag.startswith('"')
 
 
 class RemoteObject:
@@ -138,7 +159,9 @@ class RemoteObject:
         self._lock = threading.Lock()
         self._pages = dict(pages or {})
         self._whole: bytes | None = None
+        self._next: dict[Span, bytes] = {}
         self._known = state
+        self._salt = os.urandom(16).hex()
         if state is None:
             first = FIRST_PLAIN if suffix_of(uri) in _PLAIN else FIRST
             self._pages = {0: next(self._requested([(0, first)]))}
@@ -154,8 +177,9 @@ class RemoteObject:
 
     @property
     def key(self) -> str:
-        """Digest of the address, without what signs it, and of the state."""
-        return hashlib.sha256(f"{identity(self.uri)}\n{self.state}".encode()).hexdigest()[:40]
+        """Digest of the address, without what signs it, and of the state; if this is no version, of this object."""
+        salt = "" if self.state.is_version else self._salt
+        return hashlib.sha256(f"{identity(self.uri)}\n{self.state}{salt}".encode()).hexdigest()[:40]
 
     @property
     def pages(self) -> dict[int, bytes]:
@@ -164,8 +188,9 @@ class RemoteObject:
             return dict(self._pages)
 
     def __getstate__(self) -> dict[str, Any]:
-        small = sum(map(len, self._pages.values())) <= _PICKLED
-        left = {"_lock": None, "_whole": None, "_pages": dict(self._pages) if small else {}}
+        pages = self.pages
+        small = sum(map(len, pages.values())) <= _PICKLED
+        left = {"_lock": None, "_whole": None, "_next": {}, "_pages": pages if small else {}}
         return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -201,12 +226,12 @@ class RemoteObject:
             ImageError: the object changed, or the server fails.
         """
         found: list[bytes | None] = []
-        cache, key = user_cache(), self.key
+        cache, key, keeps = user_cache(), self.key, self.state.is_version
         for position, length in spans:
             if position < 0 or position + length > self.size:
                 raise ValueError("it lies past the end of the file")
-            data = b"" if length == 0 else self._held(position, length)
-            found.append(cache.get(key, position, length) if data is None else data)
+            data = b"" if length == 0 else self._next.pop((position, length), None) or self._held(position, length)
+            found.append(cache.get(key, position, length) if data is None and keeps else data)
         missing = [i for i, data in enumerate(found) if data is None]
         requests = joined([spans[i] for i in missing])
         answers = self._requested([(start, end - start) for start, end, _ in requests])
@@ -214,8 +239,27 @@ class RemoteObject:
             for i in (missing[place] for place in members):
                 position, length = spans[i]
                 part = found[i] = answer[position - start : position - start + length]
-                cache.put(key, position, part)
+                if keeps:
+                    cache.put(key, position, part)
         return [data or b"" for data in found]
+
+    def hold(self, spans: Sequence[Span]) -> None:
+        """Read ranges in one parallel round, and keep them in memory until `fetch` returns them or the next call of
+        this. Ranges that go past the end of the object, and those beyond `_NEXT` bytes, are left to `fetch`.
+
+        Raises:
+            ImageError: the object changed, or the server fails.
+        """
+        chosen, total = [], 0
+        for span in dict.fromkeys(spans):
+            total += span[1]
+            if total > _NEXT:
+                break
+            if span[0] >= 0 and sum(span) <= self.size and span[1]:
+                chosen.append(span)
+        found = dict(zip(chosen, self.fetch(chosen), strict=True))
+        with self._lock:
+            self._next = found
 
     def whole(self, limit: int) -> bytes:
         """All bytes of the object, which are kept in memory until `release`.
@@ -226,14 +270,17 @@ class RemoteObject:
         Raises:
             ImageError: the object is larger.
         """
-        if self.size > limit:
-            what = f"has {self.size:,} bytes and must be read whole, and the limit is {limit:,}"
-            raise ImageError(f"{self.name}: {what}; store it as a tiled TIFF, or raise --max-bytes or FOVEAL_MAX_BYTES")
+        self._check_whole(self.size, limit)
         if self._whole is None:
             start = self._pages.get(0, b"")
             spans = [(at, min(_PART, self.size - at)) for at in range(len(start), self.size, _PART)]
             self._whole = b"".join([start, *self.fetch(spans)])
         return self._whole
+
+    def _check_whole(self, size: int, limit: int) -> None:
+        if size > limit:
+            what = f"has {size:,} bytes and must be read whole, and the limit is {limit:,}"
+            raise ImageError(f"{self.name}: {what}; store it as a tiled TIFF, or raise --max-bytes or FOVEAL_MAX_BYTES")
 
     def release(self) -> None:
         """Forget the bytes that `whole` read."""
@@ -244,9 +291,8 @@ class RemoteObject:
             for start, data in self._pages.items():
                 if start <= position and position + length <= start + len(data):
                     return data[position - start : position - start + length]
-        if self._whole is not None:
-            return self._whole[position : position + length]
-        return None
+        whole = self._whole  # another thread may release it
+        return None if whole is None else whole[position : position + length]
 
     def _keep(self, spans: Sequence[Span]) -> None:
         if not spans:
@@ -266,7 +312,7 @@ class RemoteObject:
         limits = settings()
         obstore = start_client(self.name)
         store, path = open_store(self.uri, limits.timeout)
-        pool = _pool(limits.requests)
+        pool = threads(limits.requests)
         futures = [pool.submit(self._get, obstore, store, path, span, limits.retries) for span in spans]
         try:
             return iter([future.result() for future in futures])
@@ -286,36 +332,45 @@ class RemoteObject:
                 fault = fault_of(error)
                 if self._known is None and fault.status == 416:
                     raise ImageError(f"{self.name}: the file is empty; copy it again") from None
-                if not fault.passing:
-                    raise ImageError(f"{self.name}: {fault.what}; {fault.advice}") from None
-                if attempt == retries:
-                    times = f", in {retries + 1} attempts" if retries else ""
-                    raise ImageError(f"{self.name}: {fault.what}{times}; {fault.advice}") from None
-            time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.5, 1))
+                if attempt == retries or not fault.passing:
+                    raise fault.error(self.name, attempt + 1) from None
+            time.sleep(wait_before(attempt))
         raise AssertionError("unreachable")
 
     def _answer(self, obstore: Any, store: Any, path: str, span: Span) -> bytes:
-        """The answer to one request, checked against what was asked for."""
+        """The answer to one request, checked against what was asked for. If the server has no ranges, files that are
+        read whole anyway are fetched at once.
+        """
         position, length = span
         known = self._known
         options: dict[str, Any] = {"range": (position, position + length)}
-        if known is not None and known.etag.startswith('"'):  # a weak ETag never matches
+        if known is not None and _is_strong(known.etag):
             options["if_match"] = known.etag
-        answer = obstore.get(store, path, options=options)
-        meta = answer.meta
-        etag = meta["e_tag"] or ""
-        state = State(int(meta["size"]), etag, 0.0 if etag else meta["last_modified"].timestamp())
+        try:
+            answer = obstore.get(store, path, options=options)
+        except obstore.exceptions.NotSupportedError:
+            if suffix_of(self.uri) not in _PLAIN:
+                raise
+            with self._lock:
+                self.requests += 1
+            del options["range"]
+            answer = obstore.get(store, path, options=options)
+        state = State.of(answer.meta)
         if known is not None and state != known:
             raise _Fault(*_CHANGED)
+        asked = min(length, state.size - position)
+        if whole := "range" not in options:
+            self._check_whole(state.size, memory_limit())
+            asked = state.size
         data = bytes(answer.bytes())
         with self._lock:
             self.bytes += len(data)
-        if len(data) != (asked := min(length, state.size - position)):
+        if len(data) != asked:
             what = f"the server sent {len(data):,} bytes where {asked:,} were asked for"
             raise _Fault(what, _SERVER, passing=True)
         if known is None:
             self._known = state
-        return data
+        return data[position : position + length] if whole and known is not None else data
 
 
 def joined(spans: Sequence[Span], near: int = _NEAR) -> list[tuple[int, int, list[int]]]:
@@ -380,7 +435,7 @@ def _store(kind: str, place: str, timeout: float) -> Any:
     """
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-    # Requests are repeated, and counted, by `RemoteObject`.
+    # Requests are repeated, and counted, by those who send them.
     client: dict[str, Any] = {"timeout": f"{timeout * 1000:.0f}ms", "connect_timeout": f"{timeout * 1000:.0f}ms"}
     common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
     if kind in ("http", "https"):
@@ -394,13 +449,19 @@ def _store(kind: str, place: str, timeout: float) -> Any:
         return GCSStore(place, **common)
     if kind == "az":
         return AzureStore(place, **common)
+    options = s3_options()
+    return S3Store(place, **common | options | {"client_options": client | options["client_options"]})
+
+
+def s3_options() -> dict[str, Any]:
+    """Options of a store of S3: the server, and credentials that obstore does not find itself."""
+    options: dict[str, Any] = {"client_options": {}}
     endpoint = next((os.environ[k] for k in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(k)), None)
     if endpoint is not None:
-        client["allow_http"] = endpoint.startswith("http://")
-        common["endpoint"] = endpoint
+        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
     if (provider := _aws_credentials()) is not None:
-        common["credential_provider"] = provider
-    return S3Store(place, **common)
+        options["credential_provider"] = provider
+    return options
 
 
 def _aws_credentials() -> Any:
@@ -425,6 +486,7 @@ def open_store(uri: str, timeout: float) -> tuple[Any, str]:
         ImageError: the address is not valid.
     """
     kind, _, rest = uri.partition("://")
+    kind = kind.lower()
     place, _, path = rest.partition("/")
     if not place:
         raise ImageError(f"{shown(uri)}: has no {'server' if 'http' in kind else 'bucket'}; write {kind}://NAME/PATH")
@@ -434,11 +496,12 @@ def open_store(uri: str, timeout: float) -> tuple[Any, str]:
         if not _OWN_URL.fullmatch(path) or posixpath.normpath(path) != path:
             # A store would encode the path in its own way. So it is that of the one object.
             place, path = f"{kind}://{rest.partition('#')[0]}", ""
+    elif path and {"", ".", ".."} & {*path.removesuffix("/").split("/")}:  # the client would read another object
+        raise ImageError(f"{shown(uri)}: {_UNREAD[0]}; {_UNREAD[1]}")
     try:
         return _store(kind, place, timeout), path
     except Exception as error:
-        fault = fault_of(error)
-        raise ImageError(f"{shown(uri)}: {fault.what}; {fault.advice}") from None
+        raise fault_of(error).error(shown(uri)) from None
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -457,11 +520,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def threads(most: int) -> ThreadPoolExecutor:
+    """Threads for at most so many requests at a time, the same for all images."""
     with _making:
-        if threads not in _pools:
-            _pools[threads] = ThreadPoolExecutor(threads, "foveal-remote")
-        return _pools[threads]
+        if most not in _pools:
+            _pools[most] = ThreadPoolExecutor(most, "foveal-remote")
+        return _pools[most]
 
 
 # ------------------------------------------------------------------------------------------------------- its errors
@@ -481,10 +545,24 @@ class _Fault(Exception):
         super().__init__(what)
         self.what, self.advice, self.passing, self.status = what, advice, passing, status
 
+    def error(self, name: str, attempts: int = 1) -> ImageError:
+        """The error of an object whose last attempt failed in this way."""
+        times = f", in {attempts} attempts" if attempts > 1 else ""
+        return ImageError(f"{name}: {self.what}{times}; {self.advice}")
+
+
+def wait_before(attempt: int) -> float:
+    """Seconds before a request is repeated after failed attempt ``attempt``, counted from 0."""
+    return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
+
 
 _SERVER = "the server or a proxy is faulty, so copy the file and read the copy"
 _CHANGED = "was changed while it was read", "open it again, and renew its index if there is one"
 _INVALID = "the address, or the configuration of its store in the environment, is not valid", "correct it"
+_UNREAD = (
+    "a part of a path is empty, has dots only or a control character, which the client of the stores does not read",
+    "rename the object, or list others in a table",
+)
 _ODD = "the server gives an answer that is not understood", "check the address"
 _LATER = "try again later"
 
@@ -494,10 +572,13 @@ def fault_of(error: Exception) -> _Fault:
     if isinstance(error, _Fault):
         return error
     kind, text = type(error).__name__, str(error)
-    if re.search(r"169\.254\.169\.254|metadata\.google|MissingCredential|NoCredentials", text):
+    named = re.search(r"://(169\.254\.169\.254|metadata\.google)", text)
+    found = re.search(r"status code: (\d{3})", text)
+    # What follows are names of errors of obstore. Addresses and the text of the server may have the same words.
+    text = re.sub(r'\S*://\S*|"(?:[^"\\]|\\.)*"', "", text.partition("Debug source:")[2] or text)
+    if named or re.search("MissingCredential|NoCredentials", text):
         advice = "set them in the environment, for a public bucket of S3 AWS_SKIP_SIGNATURE=true"
         return _Fault("there are no credentials for its store", advice)
-    found = re.search(r"status code: (\d{3})", text)
     status = int(found[1]) if found else 0
     if status in _AGAIN:
         what = f"the server answers that it is overloaded ({status})" if status in (429, 503) else ""
@@ -511,17 +592,23 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault(f"access is denied ({status or 403})", advice, status=status)
     if status == 412 or kind == "PreconditionError":
         return _Fault(*_CHANGED, status=412)
+    if kind == "InvalidPathError":
+        return _Fault(*_UNREAD)
     if kind == "NotSupportedError":
         return _Fault("the server sends no ranges of bytes", "copy the file, or serve it by one that does")
     if status:
         return _Fault(f"the server refuses the request ({status})", "check the address", status=status)
+    if "MissingContentLength" in text:
+        return _Fault("the server does not tell the length of its answer", _SERVER)
     if re.search("UnexpectedRange|NoContentRange|ParseContentRange", text):
         return _Fault("the server answered with another range of bytes than was asked for", _SERVER)
     if "kind: Builder" in text:
         return _Fault(*_INVALID)
-    if "certificate" in text:
+    if "Certificate" in text:
         return _Fault("the certificate of the server is not valid", "check the address, or SSL_CERT_FILE")
-    if "redirect" in text:
+    if "BareRedirect" in text:
+        return _Fault("the server redirects to no address", "check the address, for a bucket of S3 also AWS_REGION")
+    if "Redirect" in text:
         return _Fault("the server redirects without an end", "check the address")
     if re.search(r"kind: Timeout|TimedOut", text):
         return _Fault("the server does not answer in time", f"{_LATER}, or raise FOVEAL_REMOTE_TIMEOUT", passing=True)
@@ -529,7 +616,7 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault("the server cannot be reached", "check its name and the network", passing=True)
     if re.search(r"kind: (Interrupted|Request|Body|Unknown|Decode)|IncompleteBody|Hyper|reqwest", text):
         return _Fault("the connection was lost", "check the network", passing=True)
-    unset = isinstance(error, ValueError) or kind == "InvalidPathError" or "must be specified" in text
+    unset = isinstance(error, ValueError) or "must be specified" in text
     return _Fault(*(_INVALID if unset else _ODD))
 
 
@@ -559,7 +646,7 @@ def list_images(uri: str) -> FoundFiles:
             fault = fault_of(error)
             if not fault.passing or attempt == limits.retries:
                 raise ImageError(f"{shown(uri)}: cannot be listed, {fault.what}; {fault.advice}") from None
-            time.sleep(_FIRST_WAIT * 2**attempt)
+            time.sleep(wait_before(attempt))
     for path in sorted(listed, key=lambda path: path.split("/")):
         inside = path[len(prefix) :].split("/")
         if reason := next(filter(None, map(set_apart, inside)), None):

@@ -24,7 +24,7 @@ import io
 import logging
 import os
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -328,6 +328,8 @@ class TiffPyramid(Pyramid):
         options: replacements of the options in ``layout``; see `Pyramid`.
     """
 
+    remote: RemoteObject | None
+
     def __init__(
         self,
         path: str,
@@ -436,6 +438,24 @@ class TiffPyramid(Pyramid):
         row, column = row.clip(0, level.rows - 1), column.clip(0, level.columns - 1)
         return self._counts[number][row.astype(int), column.astype(int)]
 
+    def read_ahead(self, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
+        if (remote := self._remote_file) is None:
+            return
+        levels, tiles = self._headers().levels, set()
+        for number, how in map(self._planned, boxes.tolist(), sizes):
+            if not how.empty:
+                planes = range(levels[number].samples if levels[number].planar else 1)
+                tiles |= {(number, i) for plane in planes for i in _indices(levels[number], how.window, plane)}
+        self._read_entries(levels, tiles)
+        wanted = sorted(tile for tile in tiles if (*tile, False) not in self._kept)
+        remote.hold([(levels[n].offsets.get(remote, i), levels[n].counts.get(remote, i)) for n, i in wanted])
+
+    def _read_entries(self, levels: Any, tiles: Iterable[tuple[int, int]]) -> None:
+        """Read the entries of tiles (level, index) in the lists of a remote file, in one round."""
+        if self._remote_file is not None:
+            lists = (numbers for n, i in tiles for numbers in (levels[n].offsets.span(i), levels[n].counts.span(i)))
+            read_ahead(self._remote_file, lists)
+
     @property
     def _remote_file(self) -> RemoteObject | None:
         """The remote file that is read; None if it is local, also as the cached conversion of a remote one."""
@@ -482,9 +502,7 @@ class TiffPyramid(Pyramid):
                     users[number, index].append(i)
         absent: list[np.ndarray | None] = [None] * len(requests)
         descriptors = {n: self._descriptor(levels[n].file) for n, _ in users}
-        if self._remote_file is not None:
-            lists = (numbers for n, i in users for numbers in (levels[n].offsets.span(i), levels[n].counts.span(i)))
-            read_ahead(self._remote_file, lists)
+        self._read_entries(levels, users)
         places = sorted((levels[n].file, levels[n].offsets.get(descriptors[n], i), n, i) for n, i in users)
         for at, number, index, data in self._with_data(levels, places, mask):
             level = levels[number]

@@ -77,6 +77,22 @@ class Views(ABC):
     on_scan: Callable[[float], None] | None = None
 
     @property
+    def is_remote(self) -> bool:
+        """Whether an image is read from a store, so that it pays to call `read_ahead`."""
+        return False
+
+    def read_ahead(  # noqa: B027 (images in memory have nothing to do)
+        self, which: np.ndarray, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        """Read the bytes of looks that follow, in one round of requests. Images that are not remote are left alone, and
+        errors are those of the looks.
+
+        Args:
+            which, boxes: see `look`.
+            sizes: (height, width) of each output.
+        """
+
+    @property
     def mpp(self) -> np.ndarray:
         """(B,) µm per full-resolution pixel of each image; NaN if unknown."""
         return np.full(len(self), np.nan)
@@ -334,6 +350,13 @@ class View:
             allowed = allowed if counts is None else allowed & (counts > blank_bytes)
         return allowed
 
+    def read_ahead(self, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
+        """See `Views.read_ahead`."""
+        if self.transform.aligned:
+            low, high = _image_boxes(self.transform, boxes)
+            (a, _, _), _ = self.transform.matrix
+            self.image.read_ahead(np.hstack([low, high]), [size if a else (size[1], size[0]) for size in sizes])
+
     def is_blank(self, box: np.ndarray, size: tuple[int, int]) -> bool:
         """See `Views.is_blank`."""
         plain = self.transform.matrix == Transform.identity(self.size).matrix and self.transform.bounds is None
@@ -393,8 +416,7 @@ class ImageViews(Views):
         self.errors = {}
         self.sizes = np.array([v.size for v in self.views], dtype=np.int64).reshape(-1, 2)
         self.channels = self.views[0].channels if self.views else 3
-        remote = any(v.image.remote is not None for v in self.views)
-        self.threads = threads or (_WAITING if remote else min(16, os.cpu_count() or 1))
+        self.threads = threads or (_WAITING if self.is_remote else min(16, os.cpu_count() or 1))
         for v in self.views:
             if v.channels != self.channels:
                 first = self.views[0].image.path
@@ -447,6 +469,19 @@ class ImageViews(Views):
             if i in self.errors:
                 out[places] = 0.0 if fill is None else fill[:, None, None].float()
         return out
+
+    @property
+    def is_remote(self) -> bool:
+        return any(v.image.remote is not None for v in self.views)
+
+    def read_ahead(self, which: np.ndarray, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
+        def read(i: int) -> None:
+            of_image = np.flatnonzero(which == i)
+            with suppress(ImageError):
+                self.views[i].read_ahead(boxes[of_image], [sizes[n] for n in of_image.tolist()])
+
+        remote = [i for i in np.unique(which).tolist() if self.views[i].image.remote is not None]
+        list(_pool(self.threads).map(read, remote))
 
     def may_look(
         self, i: int, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None = None
@@ -514,6 +549,13 @@ class Occluded(Views):
         mask = to_device((rows.swapaxes(1, 2) @ columns > 0) != self.inverse, seen.device)
         ground = seen.new_zeros(self.channels) if fill is None else to_device(fill, seen.device, seen.dtype)
         return torch.where(mask[:, None], ground[:, None, None], seen)
+
+    @property
+    def is_remote(self) -> bool:
+        return self.views.is_remote
+
+    def read_ahead(self, which: np.ndarray, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> None:
+        self.views.read_ahead(which, boxes, sizes)
 
     def may_look(
         self, i: int, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None = None

@@ -708,6 +708,8 @@ def parquet_types() -> dict[str, Any]:
         "bytes_read": pa.int64(),
         "requests": pa.int32(),
         "bytes": pa.int64(),
+        "file_size": pa.int64(),
+        "file_version": pa.string(),
         "seconds": number,
         "error": pa.string(),
         "schema": pa.int32(),

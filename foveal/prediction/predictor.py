@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.choices import PRECISIONS
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError, RunError
@@ -85,6 +86,8 @@ class Predictor:
             if where.type != "cpu" and device != "auto":
                 raise ConfigError(f"`device` {device}: exported models run on the CPU; leave it out")
             where = None
+        if isinstance(classifier, Exported) and PRECISIONS.get(precision) is not None:
+            raise ConfigError(f"`precision` {precision}: an exported model has that of its export; leave it out")
         _check_finite(classifier, "the model" if run is None else run.path)
         self.model: GlimpseClassifier = (classifier if where is None else classifier.to(where)).eval()
         self.device = self.model.mean.device

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -49,7 +52,8 @@ FOLD_FROM = 16
 """Minimum number of images for which batch norms are folded."""
 
 SCHEMA = 3
-"""Version of the columns and of the keys of a glimpse. Version 2 had no ``requests`` and ``bytes``.
+"""Version of the columns and of the keys of a glimpse. Version 2 had no ``requests``, ``bytes``, ``file_size`` and
+``file_version``.
 Version 1 had no image keys but ``mpp``, and glimpses with ``box``, ``level``, ``probability`` and ``mpp`` only.
 """
 
@@ -65,6 +69,8 @@ COLUMNS = (
     "bytes_read",
     "requests",
     "bytes",
+    "file_size",
+    "file_version",
     "seconds",
     "error",
     "schema",
@@ -78,7 +84,8 @@ its index, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
 ``{"label", "probability"}``, ``locations`` the number of looks after the first, ``glimpses`` a list with the keys
 `foveal.prediction.looks.LOOK_KEYS`. `foveal.prediction.looks.IMAGE_KEYS` describe the image. ``macs`` and
 ``bytes_read`` count this image. ``requests`` is the number of requests to the store of a remote image, and ``bytes``
-what it sent; None for other images. ``seconds`` is the time to open it plus its share of the time of its batch.
+what it sent; None for other images. ``file_size`` and ``file_version`` tell which file was read, see `FileState`.
+``seconds`` is the time to open it plus its share of the time of its batch.
 ``schema`` is `SCHEMA`.
 """
 
@@ -100,6 +107,22 @@ class Named(NamedTuple):
     error: str | None = None
 
 
+class FileState(NamedTuple):
+    """What identifies the content of a file.
+
+    Attributes:
+        size: in bytes; None if it is not known, as of a folder.
+        version: ETag of a remote object; time of modification (UTC, ISO 8601, to the nanosecond) of a local file, or of
+            an object without ETag; None if it is not known.
+    """
+
+    size: int | None = None
+    version: str | None = None
+
+
+NO_STATE = FileState()
+
+
 class Opened(NamedTuple):
     """An open image.
 
@@ -108,14 +131,16 @@ class Opened(NamedTuple):
         view: the image; None if it cannot be read.
         error: why it cannot be read.
         seconds: time to open it.
-        is_file: whether to close it after its batch.
+        source: the file, by a path that can be opened. It is closed after its batch. None for an image in memory.
+        state: the state of the file before it was opened.
     """
 
     path: str
     view: View | None
     error: str | None
     seconds: float
-    is_file: bool = False
+    source: Any = None
+    state: FileState = NO_STATE
 
 
 def find_images(
@@ -362,39 +387,88 @@ def rows_of(
             seen = replace(seen, logits=seen.logits.double())
             share = (time.perf_counter() - start) / len(good)
             for i, (place, image) in enumerate(good.items()):
-                if broken := views.errors.get(i):
-                    results[place] = failed_row(image.path, broken)
-                    continue
                 one, view = seen[i], cast(View, image.view)
-                if not bool(one.logits.isfinite().all()):
-                    what = f"{image.path}: the logits of this image are not finite; check its values"
-                    results[place] = failed_row(image.path, what)
+                if fault := views.errors.get(i) or _fault(image, one):
+                    results[place] = failed_row(image.path, fault, image.state)
                     continue
-                cost, seconds = macs(one, view), image.seconds + share
-                results[place] = make_row(image.path, one, view.image, top_k=top_k, macs=cost, seconds=seconds)
+                results[place] = make_row(
+                    image.path,
+                    one,
+                    view.image,
+                    top_k=top_k,
+                    macs=macs(one, view),
+                    seconds=image.seconds + share,
+                    state=image.state,
+                )
     finally:
         for image in good.values():
-            if image.view is not None and image.is_file:
+            if image.view is not None and image.source is not None:
                 image.view.image.close()
-    return [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
+    return [
+        results.get(place) or failed_row(image.path, image.error, image.state) for place, image in enumerate(opened)
+    ]
+
+
+def _fault(image: Opened, seen: Classification) -> str | None:
+    """Why the classification of an image is not valid."""
+    if not bool(seen.logits.isfinite().all()):
+        return f"{image.path}: the logits of this image are not finite; check its values"
+    if image.view is not None and image.state != file_state(image.source, image.view.image):
+        return f"{image.path}: was changed while it was read; predict it again"
+    return None
+
+
+def file_state(file: Any, image: Pyramid | None = None) -> FileState:
+    """State of a file.
+
+    Args:
+        file: its path; anything else has no state.
+        image: the open image. That of a remote object has its state.
+    """
+    if image is not None and image.remote is not None and image.remote.state is not None:
+        size, etag, modified = image.remote.state
+        return FileState(size, etag or _time(round(modified * 10**9)) if etag or modified else None)
+    if is_path(file) and not is_remote(file):
+        with suppress(OSError, ValueError):
+            found = os.stat(file)  # noqa: PTH116 (Path raises where a name is too long)
+            return FileState(None if stat.S_ISDIR(found.st_mode) else found.st_size, _time(found.st_mtime_ns))
+    return NO_STATE
+
+
+def _time(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
 
 
 def _open(named: Named, predictor: Predictor, masks: str | Path | None, headers: str | Path | None) -> Opened:
     path, start = named.path, time.perf_counter()
+    source = named.image if is_path(named.image) else None
     if named.error is not None:
         return Opened(path, None, named.error, 0.0)
+    state = file_state(source)
     try:
         with reading(path, "cannot be looked at"):
-            mask = None if masks is None or not is_path(named.image) else find_mask(masks, path)
+            mask = None if masks is None or source is None else find_mask(masks, path)
             image = predictor.open(named.image, path, mask, headers)
             view = View(image)
             view.prefetch(predictor.model.first_looks(image.size))
     except FovealError as error:
-        return Opened(path, None, str(error), 0.0)
-    return Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
+        return Opened(path, None, str(error), 0.0, source, state)
+    if view.image.remote is not None:
+        state = file_state(source, view.image)
+    return Opened(path, view, None, time.perf_counter() - start, source, state)
 
 
-def make_row(path: str, seen: Classification, image: Pyramid, *, top_k: int, macs: int, seconds: float) -> Row:
+def make_row(
+    path: str,
+    seen: Classification,
+    image: Pyramid,
+    *,
+    top_k: int,
+    macs: int,
+    seconds: float,
+    state: FileState = NO_STATE,
+) -> Row:
     """The row of an image that was classified.
 
     Args:
@@ -404,6 +478,7 @@ def make_row(path: str, seen: Classification, image: Pyramid, *, top_k: int, mac
         top_k: number of most probable classes to list.
         macs: multiply-accumulates that it took.
         seconds: time that it took.
+        state: state of its file.
     """
     return {
         "path": as_text(path),
@@ -417,16 +492,24 @@ def make_row(path: str, seen: Classification, image: Pyramid, *, top_k: int, mac
         "bytes_read": seen.bytes_read,
         "requests": None if image.remote is None else image.remote.requests,
         "bytes": None if image.remote is None else image.remote.bytes,
+        "file_size": state.size,
+        "file_version": state.version,
         "seconds": seconds,
         "error": None,
         "schema": SCHEMA,
     }
 
 
-def failed_row(path: str, error: str | None) -> Row:
+def failed_row(path: str, error: str | None, state: FileState = NO_STATE) -> Row:
     """The row of an image that failed."""
     row: Row = {column: [] if column in LISTS else None for column in COLUMNS}
-    return row | {"path": as_text(path), "error": error and as_text(error), "schema": SCHEMA}
+    return row | {
+        "path": as_text(path),
+        "error": error and as_text(error),
+        "file_size": state.size,
+        "file_version": state.version,
+        "schema": SCHEMA,
+    }
 
 
 def completed(row: Row) -> Row:

@@ -45,7 +45,7 @@ from foveal.prediction.cost import LookCounter
 from foveal.prediction.device import machine_name
 from foveal.prediction.early_exit import locations_of
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import Opened, Row, rows_of, tells_contributions
+from foveal.prediction.rows import Opened, Row, file_state, rows_of, tells_contributions
 from foveal.runs import Run
 from foveal.serve.batching import Batcher
 from foveal.serve.folder import ImageFolder
@@ -313,7 +313,7 @@ class Service:
     # ---- in the threads that open images
 
     def _open(self, job: _Job) -> _Image:
-        start = time.perf_counter()
+        start, state = time.perf_counter(), file_state(job.source.path)
         pyramid = self.open_pyramid(job.source)
         bytes = self._room.enter(_decoded_bytes(pyramid))
         try:
@@ -321,7 +321,8 @@ class Service:
                 image = self.predictor.open(pyramid)
                 view = View(image)
                 view.prefetch(self.predictor.model.first_looks(image.size))
-            return _Image(job, Opened(job.source.name, view, None, time.perf_counter() - start, True), bytes)
+            seconds = time.perf_counter() - start
+            return _Image(job, Opened(job.source.name, view, None, seconds, job.source.path, state), bytes)
         except BaseException as error:
             self._room.leave(bytes)
             pyramid.close()

@@ -337,7 +337,8 @@ def _plan(
         learner.saved = checkpoint["global_step"]
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
-    return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
+    encoder = None if data.encoder is None else data.encoder.about or None
+    return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how, encoder=encoder), resolved, checkpoint)
 
 
 def _check_features(model: GlimpseClassifier, encoder: Encoder, name: str) -> None:

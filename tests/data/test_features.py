@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 import foveal
+from foveal.card import write_model_card
 from foveal.cli import main
 from foveal.data import get_data
 from foveal.embedding import embed
 from foveal.errors import ConfigError, DataError
 from foveal.features import FeatureViews, read, read_header, writing
 from foveal.glimpse.tiles import TileClassifier
+from foveal.runs import Run
 from tests.features.test_files import COORDS, clam, trident, values
 from tests.tiny import failure
 
@@ -48,7 +50,7 @@ def made(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(0)
     model = foveal.create_classifier("mil", num_classes=2, tile_size=32)
-    embed(model, photos, folder / "fine", device="cpu")
+    embed(model, photos, folder / "fine", device="cpu", licence="mit")
     embed(model, photos, folder / "coarse", tile_size=16, scale=2, format="zarr", device="cpu")
     return folder
 
@@ -127,6 +129,15 @@ def test_the_scout_finds_the_tile(photos, made, runs):
             looks = foveal.classify(model, photos / f"{i}.png", locations=1, policy=policy).glimpses
             found[policy] += looks[1].box == (y, x, y + 32, x + 32)
     assert found["greedy"] >= 18 > 8 >= found["random"]
+
+
+def test_the_card_names_the_licence_of_the_encoder(made, runs, tmp_path):
+    shutil.copytree(runs / "mil", tmp_path / "mil")
+    file, lacking = write_model_card(Run(tmp_path / "mil"))
+    name = read_header(made / "fine/4.h5").encoder
+    written = name.replace("_", r"\_")
+    assert f"- encoder: {written}, frozen; licence of its weights: mit\n" in file.read_text()
+    assert lacking[0].endswith(f"give `licence`, the encoder {name} has mit")
 
 
 def test_evaluate_and_resume(photos, made, runs, tmp_path, capsys):

@@ -31,6 +31,37 @@ def test_rows_are_those_of_the_table(table):
             assert manifest.paths(part) == paths[part.start : part.stop]
 
 
+def test_another_table_in_its_place_is_named(table):
+    """Rows of two tables in the parts of one job would be wrong."""
+    file, paths = table
+    manifest, content = open_manifest(file), file.read_bytes()
+    file.write_bytes(content)  # a copy on another machine has another time
+    assert manifest.paths(range(3)) == paths[:3]
+    if file.suffix == ".csv":
+        file.write_bytes(content.replace(b"999, ", b"998, "))
+    else:
+        parquet.write_table(pa.table({"label": ["x"] * 1000, "path": [*paths[:-1], "z.png"]}), file, row_group_size=70)
+    with pytest.raises(DataError, match="was changed while it was in use; run the command again"):
+        manifest.paths(range(3))
+
+
+def test_paths_of_parquet_are_text_in_any_encoding(tmp_path):
+    text = pa.array(["ü.png", None])
+    for column in (text.cast(pa.binary()), text.dictionary_encode(), text.cast(pa.large_string())):
+        parquet.write_table(pa.table({"path": column}), tmp_path / "a.parquet")
+        assert open_manifest(tmp_path / "a.parquet").paths(range(2)) == ["ü.png", ""]
+    for column, kind in ((pa.array([1, 2]), "int64"), (pa.array([["a.png"]]), "list")):
+        parquet.write_table(pa.table({"path": column}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=f"the column 'path' holds {kind}.*, not text"):
+            open_manifest(tmp_path / "a.parquet")
+    parquet.write_table(pa.Table.from_arrays([text, text], names=["path", "path"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="the column 'path' is there 2 times"):
+        open_manifest(tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"path": pa.array([b"\xff"])}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="this is not a Parquet file that can be read"):
+        open_manifest(tmp_path / "a.parquet").paths(range(1))
+
+
 def test_only_the_row_groups_of_a_shard_are_read(tmp_path, monkeypatch):
     file, read = tmp_path / "images.parquet", []
     parquet.write_table(pa.table({"path": [f"{i}.png" for i in range(1000)]}), file, row_group_size=100)
@@ -74,6 +105,8 @@ def test_the_digest_is_that_of_the_content(table, tmp_path):
         ("a.csv", b"file\nx.png\n", "the column 'path' is missing"),
         ("a.csv", b"path\n", "there are no rows"),
         ("a.csv", b"", "the column 'path' is missing"),
+        ("a.csv", b"path,path\na.png,b.png\n", "the column 'path' is there 2 times"),
+        ("a.csv", b'path\n"a.png\nb.png\n', "this is not a CSV file in UTF-8"),
         ("a.csv", b"path\n\xff.png\n", "this is not a CSV file in UTF-8"),
         ("a.parquet", b"path\nx.png\n", "this is not a Parquet file"),
         ("a.parquet", b"", "this is not a Parquet file"),

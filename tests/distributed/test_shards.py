@@ -211,25 +211,20 @@ def test_failed_images_are_predicted_again_on_request(run, images, tmp_path):
 
 def test_an_image_that_changes_while_it_is_read_has_an_error(run, images, tmp_path, monkeypatch):
     shutil.copytree(images, tmp_path / "images")
-    from foveal.distributed import shards as module
+    from foveal.prediction import predictor
 
-    real = module.predict_rows
-
-    def changing(*args, **options):
-        for rows in real(*args, **options):
+    def opened(*args, real=predictor.open_image, **options):
+        image = real(*args, **options)
+        if str(args[0]).endswith("01.png"):
             os.utime(tmp_path / "images" / "01.png", ns=(1, 1))
-            yield rows
+        return image
 
-    monkeypatch.setattr(module, "predict_rows", changing)
-    predict_shard(run, tmp_path / "images" / "images.csv", 0, 8, tmp_path / "parts", **HOW)
-    (part,) = (tmp_path / "parts").glob("part-*")
-    assert [row["error"] for row in read_part(part)] == [
-        None,
-        "01.png: was changed while it was read; predict it again",
-        None,
-        None,
-        None,
-    ]
+    monkeypatch.setattr(predictor, "open_image", opened)
+    part = predict_shard(run, tmp_path / "images" / "images.csv", 0, 8, tmp_path / "parts", **HOW)
+    rows = list(read_part(tmp_path / "parts" / part.name))
+    changed = "01.png: was changed while it was read; predict it again"
+    assert [row["error"] for row in rows] == [None, changed, None, None, None]
+    assert all(row["file_size"] for row in rows)
 
 
 def test_a_folder_holds_the_parts_of_one_job(run, images, tmp_path):
@@ -283,6 +278,10 @@ def test_merging_tells_what_is_missing_mixed_or_damaged(parts, tmp_path):
     fails("has rows of shard 0")
     copied.unlink()
     (tmp_path / "kept").rename(second)
+    for name in (copied.name.replace("00001-of", "00007-of"), copied.name.replace("of-00003", "of-00009")):
+        shutil.copy(first, folder / name)
+        fails(f"{name}: has rows of shard 0; remove it")
+        (folder / name).unlink()
     whole = second.read_bytes()
     second.write_bytes(whole[: len(whole) // 2])
     fails(f"{second.name}: is damaged")
@@ -291,6 +290,65 @@ def test_merging_tells_what_is_missing_mixed_or_damaged(parts, tmp_path):
         short.write_table(table.read()[:-1])
     first.write_bytes((tmp_path / "short").read_bytes())
     fails(f"{first.name}: does not have each of its rows once")
+
+
+def test_no_damage_of_a_part_goes_unseen(parts, tmp_path):
+    (first, *_), _ = parts
+    merge(tmp_path / "parts", tmp_path / "rows.parquet")
+    whole, expected, named = first.read_bytes(), parquet.read_table(tmp_path / "rows.parquet"), 0
+    for place in range(0, len(whole), len(whole) // 60):
+        first.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            merge(tmp_path / "parts", tmp_path / "rows.parquet")
+        except StorageError as error:
+            named += 1
+            assert first.name in str(error)
+        assert parquet.read_table(tmp_path / "rows.parquet").equals(expected), place
+    assert named > 30
+
+
+def test_what_is_not_the_part_is_not_predicted_again(parts, run, images, tmp_path):
+    (first, second, _), (strange, *_) = parts
+    shards, whole = Shards(run, open_manifest(images / "images.csv"), 3, tmp_path / "parts", **HOW), first.read_bytes()
+    for content, what in (
+        (b"", f"{first}: is damaged .*; remove it, and make its shard again"),
+        (whole[: len(whole) // 2], f"{first}: is damaged"),
+        (second.read_bytes(), f"{first}: is another part, or none; remove it, and make its shard again"),
+        (strange.read_bytes(), f"{first}: is another part"),
+    ):
+        first.write_bytes(content)
+        with pytest.raises(StorageError, match=what):
+            shards.make(0, retry=True)
+        assert first.read_bytes() == content
+    # Damage of a column other than those that tell what failed.
+    first.write_bytes(whole)
+    group = parquet.read_metadata(first).row_group(0)
+    seconds = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "seconds")
+    place = (seconds.dictionary_page_offset or seconds.data_page_offset) + seconds.total_compressed_size - 3
+    first.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(StorageError, match=f"{first}: is damaged"):
+        shards.make(0, retry=True)
+
+
+def test_parts_are_not_replaced_by_merged_rows(parts, tmp_path):
+    (first, *_), _ = parts
+    before = first.read_bytes()
+    with pytest.raises(ConfigError, match="is the name of a part, which would be replaced; choose another"):
+        merge(tmp_path / "parts", first)
+    assert first.read_bytes() == before
+
+
+def test_parts_of_a_version_with_other_columns_are_not_called_damaged(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.distributed.merging.SCHEMA", 99)
+    with pytest.raises(ConfigError, match=r"and this is .*; merge them with that version"):
+        merge(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("shards", [0, -3, 1.5])
+def test_a_job_has_shards(run, images, tmp_path, shards):
+    with pytest.raises(ConfigError, match="shards"):
+        Shards(run, open_manifest(images / "images.csv"), shards, tmp_path / "parts", **HOW)
+    assert not (tmp_path / "parts").exists()
 
 
 def test_a_merged_file_has_large_row_groups_and_few_rows_in_memory(parts, tmp_path, monkeypatch):
@@ -369,4 +427,6 @@ def test_mistakes_in_merging_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "has no job.json, so there are no parts" in failure(capsys, "merge", ".")[1]
     assert "merged rows are written as .parquet" in failure(capsys, "merge", ".", "--out", "rows.txt")[1]
     (tmp_path / "job.json").write_text("{}")
-    assert "job.json: is damaged" in failure(capsys, "merge", ".")[1]
+    for damaged in ("{}", "[" * 100_000, '{"version": [1, 2], "rows": 1, "shards": 0, "manifest": "", "settings": {}}'):
+        (tmp_path / "job.json").write_text(damaged)
+        assert "job.json: is damaged" in failure(capsys, "merge", ".")[1]

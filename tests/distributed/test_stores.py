@@ -1,6 +1,7 @@
 """The same checks for a folder and for a bucket of moto's server."""
 
 import os
+import signal
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -74,7 +75,62 @@ def test_two_processes_that_make_the_same_get_different_folders(tmp_path):
     store = FolderStore(tmp_path)
     with store.working("a") as first, store.working("a") as second, store.working("b") as other:
         assert first == other == tmp_path and second.parent == tmp_path
+        with store.working("a") as third:
+            assert len({first, second, third}) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_killed_process_is_used_again_or_removed(tmp_path):
+    store, folders = FolderStore(tmp_path), []
+
+    def work():
+        with store.working("a") as folder:
+            (folder / "journal").write_text("some rows")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with store.working("a"):
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                work()
+            os.waitpid(child, 0)
+            folders.append([file.parent for file in tmp_path.rglob("journal")])
+    assert folders[0] == folders[1] and len(folders[0]) == 1, "a third process goes on where the second was killed"
+    assert list(tmp_path.iterdir()) == [], "the first removes what the others left"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "job.json").mkdir()
+    with pytest.raises(StorageError, match=r"job.json: cannot be read \(Is a directory\); correct its permissions"):
+        FolderStore(tmp_path).read("job.json")
+    store = FolderStore(tmp_path / "gone")
+    store.folder.rmdir()
+    with pytest.raises(StorageError, match=r"gone: cannot be read \(No such file or directory\)"):
+        list(store.names())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memory://parts", "file:///parts", "http://me:SECRET@web/parts?sig=SECRET", "s3://me:SECRET@bucket/x", "s3:///x"],
+)
+def test_what_is_no_object_store_is_named_without_secrets(url):
+    """Parts in memory would be lost; and a query or a user would be in all messages."""
+    with pytest.raises(ConfigError) as error:
+        open_store(url)
+    assert "SECRET" not in str(error.value) and str(error.value).startswith(url.partition("://")[0])
+
+
+def test_a_server_of_the_environment_needs_no_other_variable(bucket, monkeypatch):
+    """As for images."""
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    assert open_store(f"{bucket}/none").read("a") is None
+
+
+def test_without_space_for_temporary_files(bucket, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/none")
+    store = open_store(f"{bucket}/none")
+    with pytest.raises(StorageError, match=r"cannot be written \(No such .*\); make space in it"), store.working("a"):
+        pass
 
 
 def test_parts_in_a_bucket(bucket, run, images, tmp_path):
@@ -94,9 +150,9 @@ def test_parts_in_a_bucket(bucket, run, images, tmp_path):
 
 
 def test_an_object_store_that_does_not_answer_or_is_none(bucket, monkeypatch):
-    with pytest.raises(ConfigError, match="is not the address of an object store"):
+    with pytest.raises(ConfigError, match="is not the address of a folder of an object store"):
         open_store("s4://bucket/job")
-    with pytest.raises(StorageError, match="refuses or does not answer") as error:
+    with pytest.raises(StorageError, match="no-such-bucket/job/a: there is no such bucket; check") as error:
         store = open_store("s3://no-such-bucket/job")
         with store.working("a") as folder:
             (folder / "a").write_text("a")

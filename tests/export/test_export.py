@@ -378,6 +378,7 @@ def test_the_command(run, onnx, tmp_path, capsys):
         (["predict", str(onnx), "a.png", "--engine", "torch"], "does not run"),
         (["evaluate", str(onnx)], "is an exported model, not a run folder"),
         (["predict", str(onnx), str(tmp_path / "a.png"), "--budget", "2locations"], "is an exported model"),
+        (["predict", str(onnx), str(tmp_path / "a.png"), "--precision", "bf16"], "has that of its export"),
         (["export", str(run)], "is there already"),
         (["export", str(onnx)], "is an exported model"),
         (["export", str(tmp_path)], "config.json"),

@@ -20,8 +20,8 @@ Answer = Callable[[Any, bytes], None]
 
 
 def range_of(handler: Any) -> tuple[int, int]:
-    """(start, end) of the range that is asked for."""
-    start, end = handler.headers["Range"].removeprefix("bytes=").split("-")
+    """(start, end) of the range that is asked for; the end of all is far away."""
+    start, end = handler.headers.get("Range", f"bytes=0-{1 << 40}").removeprefix("bytes=").split("-")
     return int(start), int(end) + 1
 
 

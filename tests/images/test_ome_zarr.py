@@ -1,13 +1,13 @@
 """OME-Zarr: pixels are those of zarr, scales those of the metadata, and damage is one sentence."""
 
-import functools
-import http.server
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +18,10 @@ pytest.importorskip("zarr")
 import zarr
 
 from foveal.errors import ImageError
-from foveal.images import ArrayPyramid, open_image, zarr_codecs
+from foveal.images import ArrayPyramid, open_image, remote, zarr_codecs
+from tests.images import remote_server as faults
 from tests.images.files import halve, photo
+from tests.images.remote_server import Loopback
 from tests.images.zarrs import one_file, write_ome_zarr
 
 PIXELS = photo(150, 203)
@@ -336,25 +338,52 @@ def test_absent_extra_is_named(tmp_path, monkeypatch):
         open_image(tmp_path / "a.zarr")
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-def test_a_remote_image(tmp_path):
+@pytest.fixture
+def server(tmp_path, monkeypatch):
     pytest.importorskip("obstore")
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
     write_ome_zarr(tmp_path / "a.ome.zarr", LEVELS)
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(tmp_path))
-    ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        image = open_image(f"{url}/a.ome.zarr")
-        assert image.mpp == 0.5 and np.array_equal(whole(image), PIXELS)
-        assert image.bytes_read == sum(
-            f.stat().st_size for f in (tmp_path / "a.ome.zarr/0/c").rglob("*") if f.is_file()
-        )
-        assert np.array_equal(whole(pickle.loads(pickle.dumps(image)), 1), halve(PIXELS))
-        with pytest.raises(ImageError, match=r"b\.zarr: has no zarr\.json"):
-            open_image(f"{url}/b.zarr")
-        server.shutdown()
+    with Loopback(tmp_path) as running:
+        yield running
+
+
+def test_a_remote_image(server, tmp_path):
+    image = open_image(f"{server.url}/a.ome.zarr?token=SECRET")
+    assert image.mpp == 0.5 and np.array_equal(whole(image), PIXELS)
+    assert image.bytes_read == sum(f.stat().st_size for f in (tmp_path / "a.ome.zarr/0/c").rglob("*") if f.is_file())
+    assert (image.remote.requests, image.remote.bytes) == (len(server.log), server.sent)
+    assert np.array_equal(whole(pickle.loads(pickle.dumps(image)), 1), halve(PIXELS))
+    with pytest.raises(ImageError, match=r"b\.zarr: has no zarr\.json"):
+        open_image(f"{server.url}/b.zarr")
+
+
+def test_chunks_of_a_look_are_read_in_one_round(server):
+    image = open_image(f"{server.url}/a.ome.zarr")
+    server.clear()
+    server.delay = 0.2
+    whole(image)
+    assert server.rounds == 1 and len(server.log) > 4
+
+
+def test_faults_of_chunks_are_repeated_or_named(server, tmp_path):
+    files = filter(Path.is_file, (tmp_path / "a.ome.zarr").rglob("*"))
+    server.contents = {f"held.zarr/{file.relative_to(tmp_path / 'a.ome.zarr')}": file.read_bytes() for file in files}
+    image = open_image(f"{server.url}/held.zarr?token=SECRET")
+    answers = iter([503, 500, 429])
+
+    def fail(handler, content):
+        if (status := next(answers, None)) is not None:
+            handler.answer(status)
+        return status is not None
+
+    server.fault = fail
+    assert np.array_equal(whole(image), PIXELS) and next(answers, None) is None
+    for answer, text in (
+        (faults.status(500), r"the server fails \(500\), in 5 attempts; try again later"),
+        (faults.status(403), r"access is denied \(403\); set the credentials of the store .*"),
+        (faults.shorter, "the connection was lost, in 5 attempts; check the network"),
+    ):
+        server.fault = lambda handler, content, answer=answer: answer(handler, content) or True
+        with pytest.raises(ImageError) as raised:
+            whole(image, 1)
+        assert re.fullmatch(re.escape(f"{server.url}/held.zarr: ") + text, str(raised.value))

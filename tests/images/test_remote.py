@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from foveal.images import ImageViews, View, open_image, remote
 from foveal.images.header_index import SUFFIX, find, make_entry, write_index
 from foveal.images.range_cache import RangeCache
 from foveal.images.remote import RemoteObject, joined
-from foveal.images.uris import is_folder, is_remote, join, shown
+from foveal.images.uris import is_folder, is_remote, is_remote_zarr, join, shown
 
 from . import remote_server as faults
 from .files import photo, write_pyramid
@@ -117,6 +119,9 @@ def test_formats_of_other_readers_are_refused(server):
         open_image(f"{server.url}/empty.tif")
     with pytest.raises(ImageError, match="give an address as text, not as a Path"):
         open_image(Path(f"{server.url}/small.png"))
+    with pytest.raises(ImageError, match=r"ftp://web/a.tif: there is no such file; addresses begin with s3://, gs://"):
+        open_image("ftp://me:secret@web/a.tif")
+    assert open_image(f"{server.url.upper()}/small.png").size == (90, 80)
 
 
 # ------------------------------------------------------------------------------------------------ rounds and bytes
@@ -173,7 +178,13 @@ def test_at_most_so_many_requests_at_a_time(server, monkeypatch):
 
 
 def test_wrong_settings_are_named(server, monkeypatch):
-    for name, text in (("REQUESTS", "0"), ("TIMEOUT", "soon"), ("RETRIES", "-1"), ("CACHE_BYTES", "1GB")):
+    for name, text in (
+        ("REQUESTS", "0"),
+        ("REQUESTS", "9" * 400),
+        ("TIMEOUT", "soon"),
+        ("RETRIES", "-1"),
+        ("CACHE_BYTES", "1GB"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(ConfigError, match=f"FOVEAL_REMOTE_{name} is '{text}'"):
             patch.setenv(f"FOVEAL_REMOTE_{name}", text)
             open_image(f"{server.url}/cloud.tif").look(LOOKS, (64, 64))
@@ -277,6 +288,85 @@ def test_faults_of_the_first_request_are_named(server, picture, monkeypatch, kin
         open_image(f"{server.url}/picture.tif")
 
 
+def test_words_of_an_address_or_an_answer_are_no_fault(server, monkeypatch):
+    monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "0")
+    with pytest.raises(ImageError, match="the server cannot be reached"):
+        open_image("http://127.0.0.1:9/Certificate-Redirect-NoCredentials.tif")
+    server.contents["a.tif"] = b"II*"
+    server.fault = lambda handler, content: handler.answer(500, b"NoCredentials, Certificate") or True
+    with pytest.raises(ImageError, match=r"the server fails \(500\)"):
+        open_image(f"{server.url}/a.tif")
+
+
+def test_without_ranges_images_are_read_that_are_read_whole_anyway(server, files, monkeypatch):
+    server.contents |= {name: (files / name).read_bytes() for name in ("photo.jpg", "cloud.tif")}
+    server.fault = lambda handler, content: handler.answer(200, content) or True
+    with open_image(f"{server.url}/photo.jpg") as here, open_image(files / "photo.jpg") as there:
+        assert torch.equal(here.look(LOOKS, (64, 64)), there.look(LOOKS, (64, 64)))
+        assert here.remote.requests == len(server.log) == 2
+    with pytest.raises(ImageError, match=r"cloud.tif: the server sends no ranges of bytes"):
+        open_image(f"{server.url}/cloud.tif")
+    monkeypatch.setenv("FOVEAL_MAX_BYTES", "50000")
+    with pytest.raises(ImageError, match=r"photo.jpg: has [\d,]+ bytes and must be read whole, .* limit is 50,000;"):
+        open_image(f"{server.url}/photo.jpg")
+
+
+def test_what_cannot_be_told_from_another_version_is_not_remembered(server, tmp_path):
+    """A server with neither ETags nor times."""
+    server.fault = lambda handler, content: handler.answer(206, *_span(handler, content)) or True
+    found, keys = [], set()
+    for content in (bytes(200_000), bytes([1]) * 200_000):
+        server.contents["a.tif"] = content
+        remote = RemoteObject(f"{server.url}/a.tif")
+        found += remote.fetch([(100_000, 2)])
+        keys.add(remote.key)
+    assert found == [b"\0\0", b"\1\1"] and len(keys) == 2  # cached conversions have the name `key`
+    server.contents["a.tif"] = (server.folder / "cloud.tif").read_bytes()
+    with pytest.raises(ImageError, match=r"a.tif: its server gives neither an ETag nor a time, .*; leave it out"):
+        make_entry(f"{server.url}/a.tif")
+
+
+def _span(handler, content):
+    """Bytes of a range and its header."""
+    start, end = faults.range_of(handler)
+    part = content[start:end]
+    return part, {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{len(content)}"}
+
+
+def test_of_weak_etags_the_time_counts_too(server):
+    server.contents["a.tif"] = bytes(200_000)
+    times = iter(["Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"])
+
+    def fault(handler, content):
+        body, headers = _span(handler, content)
+        handler.answer(206, body, headers | {"ETag": 'W/"a"', "Last-Modified": next(times)})
+        return True
+
+    server.fault = fault
+    image = RemoteObject(f"{server.url}/a.tif")
+    with pytest.raises(ImageError, match="was changed while it was read"):
+        image.fetch([(100_000, 10)])
+
+
+def test_an_answer_without_a_length_is_named(server, monkeypatch):
+    monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "0")
+    server.contents["a.tif"] = bytes(200_000)
+
+    def fault(handler, content):
+        body, headers = _span(handler, content)
+        handler.send_response(206)
+        for name, text in (headers | {"Connection": "close"}).items():
+            handler.send_header(name, text)
+        handler.end_headers()
+        handler.wfile.write(body[:100])
+        handler.close_connection = True
+        return True
+
+    server.fault = fault
+    with pytest.raises(ImageError, match="the server does not tell the length of its answer"):
+        RemoteObject(f"{server.url}/a.tif")
+
+
 def test_a_server_that_is_not_there_is_named(server, monkeypatch):
     monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "1")
     with pytest.raises(ImageError, match=r"http://127.0.0.1:9/a.tif: the server cannot be reached"):
@@ -377,6 +467,34 @@ def test_the_cache_can_be_off_full_or_in_the_way(server, tmp_path, monkeypatch, 
     assert len([r for r in caplog.records if "are not kept there" in r.message]) == 1
 
 
+def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
+    cache = RangeCache(tmp_path)
+    cache.put("key", 0, b"tile")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get("key", 0, 4) == b"tile"
+
+
+def test_a_folder_that_another_process_removes_is_no_error(tmp_path, monkeypatch):
+    cache, real = RangeCache(tmp_path), os.makedirs
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "makedirs", lambda folder, **_: real(folder, exist_ok=True) or Path(folder).rmdir())
+        cache.put("key", 0, b"tile")
+    cache.put("key", 0, b"tile")
+    assert cache.get("key", 0, 4) == b"tile"
+
+
+def test_threads_may_keep_the_same_range(tmp_path, monkeypatch, caplog):
+    cache, real, both = RangeCache(tmp_path), os.replace, threading.Barrier(2)
+    monkeypatch.setattr(os, "replace", lambda *files: (both.wait(), real(*files))[1])
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: cache.put("key", 0, b"tile"), range(2)))
+    assert cache.get("key", 0, 4) == b"tile" and not caplog.records and len(list(tmp_path.rglob("0-4*"))) == 1
+
+
 def _use(folder: str, seed: int) -> None:
     cache, rng = RangeCache(folder, limit=200_000), np.random.default_rng(seed)
     for i in rng.integers(0, 100, 300).tolist():
@@ -452,13 +570,27 @@ def test_signed_addresses_of_an_object_share_its_name_and_cache(server):
         ("https://h.org/a/b.tif", "https://h.org/a/b.tif"),
         ("https://u:p@h.org/a@b.tif?Signature=x", "https://h.org/a@b.tif"),
         ("az://c/a.tif?sv=1&se=2&sp=r&sig=abc", "az://c/a.tif"),
-        ("https://h.org/a.tif?Expires=1#part", "https://h.org/a.tif"),
+        ("https://h.org/a.tif?Expires=1&Signature=2#part", "https://h.org/a.tif"),
+        ("https://h.org/a.tif?TOKEN=1", "https://h.org/a.tif"),
         ("s3://bucket/a#b.tif", "s3://bucket/a#b.tif"),
         ("scans/a?sig=1.tif", "scans/a?sig=1.tif"),
+        ("HTTPS://u:p@h.org/a.tif?token=1", "https://h.org/a.tif"),
+        ("https://u:p/q@h.org/a.tif", "https://h.org/a.tif"),
+        ("https://h.org:80/a@b.tif", "https://h.org:80/a@b.tif"),
+        ("ftp://u:p@h.org/a.tif", "ftp://h.org/a.tif"),
     ],
 )
 def test_addresses_are_shown_without_secrets(uri, text):
     assert shown(uri) == text
+
+
+def test_short_names_of_parameters_belong_to_a_signature_only_if_it_is_there():
+    names = [shown(f"https://h.org/get?{query}") for query in ("sp=1", "sp=2", "se=1", "expires=1", "policy=1")]
+    assert len({*names, "https://h.org/get"}) == 6
+
+
+def test_many_addresses_have_different_names():
+    assert len({shown(f"https://h.org/get?id={i}") for i in range(200_000)}) == 200_000
 
 
 def test_parts_of_addresses():
@@ -466,7 +598,11 @@ def test_parts_of_addresses():
         *[True] * 3,
         *[False] * 2,
     ]
-    assert not is_folder("s3://b/a.ome.zarr/")
+    assert not is_folder("s3://b/a.ome.zarr/") and is_folder("s3://b/a.zarrs/")
+    assert [is_remote_zarr(f"https://h/{path}") for path in ("a.ZARR?b", "a.zarr/0", "a.zarr.tif", "a?b=.zarr")] == [
+        *[True] * 2,
+        *[False] * 2,
+    ]
     assert is_remote("gs://a") and not is_remote(Path("s3://a")) and not is_remote("C://a")
     assert join("s3://b/", "a/c.tif") == "s3://b/a/c.tif"
 
@@ -508,6 +644,26 @@ def test_an_index_of_another_version_is_named(server, picture, tmp_path):
     image = open_image(f"{server.url}/picture.tif", headers=index)
     with pytest.raises(ImageError, match=r"was changed .*, and renew its index if there is one"):
         image.look(LOOKS, (64, 64))
+
+
+def test_a_damaged_index_is_named(server, tmp_path):
+    """Wrong bytes of a header would be wrong places of tiles."""
+    index = tmp_path / f"a{SUFFIX}"
+    write_index(index, [make_entry(f"{server.url}/{name}") for name in ("cloud.tif", "pages.tif")])
+    whole = index.read_bytes()
+    named = 0
+    for place in range(4, len(whole) - 4, len(whole) // 150):
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        for name in ("cloud.tif", "pages.tif"):
+            try:
+                pages = find(index, f"{server.url}/{name}").pages
+            except DataError as error:
+                assert str(error).startswith(f"{index}: ") and error.__cause__ is not None
+                named += 1
+            else:
+                content = (server.folder / name).read_bytes()
+                assert all(content[start:].startswith(data) for start, data in pages.items())
+    assert named > 100
 
 
 def test_what_is_no_index_is_named(server, tmp_path):
@@ -559,6 +715,19 @@ def test_objects_of_s3_are_read_and_listed(bucket, server, files):
             assert torch.equal(here.look(LOOKS, (64, 64)), there.look(LOOKS, (64, 64)))
 
 
+def test_names_that_the_client_would_change_are_refused(bucket, server):
+    """It reads another object for some: //a is a."""
+    bucket.create_bucket(Bucket="odd-names")
+    small = (server.folder / "small.png").read_bytes()
+    for key in ("a.png", "x/b//c.png"):
+        bucket.put_object(Bucket="odd-names", Key=key, Body=small)
+    for path in ("/a.png", "./a.png", "x/../a.png", "x/b//c.png"):
+        with pytest.raises(ImageError, match=r"\.png: a part of a path is empty, has dots .*; rename the object"):
+            open_image(f"s3://odd-names/{path}")
+    with pytest.raises(ImageError, match="s3://odd-names/x/: cannot be listed, a part of a path is empty"):
+        remote.list_images("s3://odd-names/x/")
+
+
 def test_errors_of_s3_are_named(bucket, server, monkeypatch):
     monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "0")
     with pytest.raises(ImageError, match=r"s3://slides/none.tif: there is no such object; .* folder ends with a slash"):
@@ -577,3 +746,31 @@ def test_memory_does_not_grow_with_plain_images(server):
     image = View(open_image(f"{server.url}/photo.jpg"))
     image.look(LOOKS, (64, 64))
     assert image.image.remote._whole is None
+
+
+def test_a_scan_reads_many_blocks_in_one_round(server, tmp_path, monkeypatch):
+    from foveal.draws import Draws
+    from foveal.glimpse import places
+    from foveal.glimpse.scan import Scan
+    from foveal.policies import GREEDY
+
+    monkeypatch.setattr(places, "BLOCK", 4)
+    monkeypatch.setenv("FOVEAL_REMOTE_CACHE_BYTES", "0")
+    write_pyramid(tmp_path / "scanned.tif", photo(1100, 1000), 4, compression="zlib")
+    server.contents["scanned.tif"] = (tmp_path / "scanned.tif").read_bytes()
+    torch.manual_seed(0)
+    model = Scan(num_classes=2, look_size=16, scale=2, scout_width=8, locations=(3,)).eval()
+    found, read = [], []
+    for place in (tmp_path / "scanned.tif", f"{server.url}/scanned.tif"):
+        image = open_image(place)
+        server.clear()
+        server.delay = 0.05
+        views = ImageViews([image])
+        kept = model.scan(views, 12, GREEDY, Draws(0, 0, np.arange(1)), "x")
+        assert not views.errors
+        found.append(kept)
+        read.append(image.bytes_read)
+    blocks = len(places.blocks_of(np.array([1100, 1000]), 2, model.radius))
+    assert blocks > 2 * places.AHEAD and server.rounds <= -(-blocks // places.AHEAD) + 2
+    assert (found[0].places == found[1].places).all() and torch.equal(found[0].windows, found[1].windows)
+    assert server.sent <= 1.1 * read[0]

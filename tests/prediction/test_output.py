@@ -44,6 +44,8 @@ def some_rows(n):
         "bytes_read": None,
         "requests": 3,
         "bytes": 10**10,
+        "file_size": 10**11,
+        "file_version": '"5f0d-2"',
         "seconds": 0.125,
         "error": None,
         "schema": SCHEMA,

@@ -1,6 +1,7 @@
 """Addresses wherever a path stands: rows, classification, explanation, training, the command."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,9 @@ def test_rows_equal_those_of_local_files_and_count_requests(model, server, tmp_p
     for here, there in zip(rows, local, strict=False):
         assert here["top_k"] == there["top_k"] and here["glimpses"] == there["glimpses"]
         assert (there["requests"], there["bytes"]) == (None, None) and here["bytes_read"] == there["bytes_read"]
+        state = Path(there["path"]).stat()
+        assert here["file_size"] == there["file_size"] == state.st_size
+        assert here["file_version"] == f'"{state.st_size:x}-{state.st_mtime_ns:x}"'  # the ETag of the server
     assert sum(row["requests"] or 0 for row in rows) == len(server.log) - 1  # a failed image has no counts
     assert sum(row["bytes"] or 0 for row in rows) == server.sent
     assert rows[3]["error"].startswith(f"{server.url}/none.png: there is no such object")
