@@ -1194,6 +1194,31 @@ def features(record: Any) -> Iterator[Row]:
         yield f"through the backbone: {name}", bounded(row["learned"]), "", "", "", f"{mean(row['seconds']):.0f}"
 
 
+@table("features_megapixel", "features_megapixel.json")
+def features_megapixel(record: Any) -> Iterator[Row]:
+    yield "way", "looks", "accuracy, %", "each seed", "GMAC an image", "seconds a training"
+    results = record["results"]
+    for row in results["rows"]:
+        looks = "all tiles" if row["looks"] is None else f"{row['looks']}{', random' * (row['policy'] == 'random')}"
+        low, high = (100 * share for share in row["interval"])
+        found = f"{100 * row['accuracy']:.1f} ({low:.1f} to {high:.1f})"
+        macs = f"{row['macs'] / 1e9:.1f}" if "macs" in row else ""
+        seconds = f"{mean(row['seconds']):.0f}"
+        yield f"features: `{row['name']}`", looks, found, by_seed(row["single"]), macs, seconds
+    for row in results["beside"]:
+        name, _, looks = row["name"].partition(", 4 ")
+        accuracy = f"{100 * row['accuracy']:.1f}"
+        yield f"through the backbone: {name}", "4" * bool(looks), accuracy, "", "", f"{row['seconds']:.0f}"
+
+
+for level, at in (("fine", 0), ("coarse", 1)):
+    value(
+        f"features_megapixel_{level}",
+        "features_megapixel.json",
+        lambda record, at=at: f"{record['results']['features'][at]['seconds']:.0f}",
+    )
+
+
 @table("features_made", "features.json")
 def features_made(record: Any) -> Iterator[Row]:
     yield (

@@ -64,12 +64,16 @@ def _mallopt(values: dict[int, int]) -> None:
             mallopt(option, value)
 
 
+PROCESSES = 8
+"""Most processes of training for each processor."""
+
+
 def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.device:
     """The device with a name; ``"auto"`` is the first GPU if there is one, else the CPU.
 
     Args:
         name: ``auto``, or a device name of torch: ``cpu``, ``cuda``, ``cuda:1``, ...
-        count: number of devices of that kind. Any number of processes can share a CPU.
+        count: number of devices of that kind. Several processes can share a processor.
 
     Raises:
         ConfigError: this machine has no such device, or too few.
@@ -85,6 +89,8 @@ def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.de
         ) from error
     if device.index is not None and count > 1:
         raise ConfigError(f"`devices` {count}: but `device` {name} is a single one; use `device` {device.type}")
+    if device.type == "cpu" and count > (most := PROCESSES * (os.cpu_count() or 1)):
+        raise ConfigError(f"`devices` {count}: are too many for {os.cpu_count()} processors; use at most {most}")
     if device.type == "cuda" and count > (there := torch.cuda.device_count()):
         raise ConfigError(f"`devices` {count}: this machine has {there} GPU{'s' * (there != 1)}; use `devices` {there}")
     return device

@@ -21,16 +21,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.data import Batch, DataModule, Loader, check_classes
+from foveal.data.module import Encoder
 from foveal.data.values import check_values
 from foveal.draws import Draws
+from foveal.embedding.encoders import weights_digest
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.looks import Looks, chosen_boxes
 from foveal.evaluation.timing import Measure, TimedModel, Timing, measure_locations, measure_steps
 from foveal.glimpse.base import GlimpseClassifier, whole_locations
+from foveal.glimpse.tile_scan import TileScan
+from foveal.glimpse.tiles import TileClassifier
 from foveal.images import Look, Views
 from foveal.metrics import METRICS, Answers, Metric, check_metric, choose_metrics, compute_metrics
 from foveal.prediction.checks import check_whole
@@ -311,7 +315,27 @@ def ready_for(model: Any, data: DataModule, device: torch.device) -> GlimpseClas
             "task"
         )
     check_values(classifier, data)
+    if data.encoder is not None and isinstance(classifier, TileClassifier):
+        _check_features(classifier, data.encoder, data.name)
     return classifier
+
+
+def _check_features(model: TileClassifier, encoder: Encoder, name: str) -> None:
+    """Check that features are of the network and the tiles of a model, as far as both are known.
+
+    Raises:
+        DataError: they are of others.
+    """
+    if isinstance(model.encoder, nn.Identity) or encoder.weights is None:
+        return
+    own = {"tile_size": model.size[0], "tile_stride": model.stride, "scale": model.scale}
+    own |= {"coarse": model.coarse} if isinstance(model, TileScan) else {}
+    for key, value in own.items():
+        if encoder.options.get(key) != value:
+            what = f"{key.replace('_', ' ')} of {encoder.options.get(key)}, and the model one of {value}"
+            raise DataError(f"{name}: its features have a {what}; give features of the same tiles")
+    if encoder.digest != weights_digest(model.encoder):
+        raise DataError(f"{name}: its features are of another network than the model's; make them again by the model")
 
 
 def plain_split(data: DataModule, split: str | None) -> tuple[DataModule, str]:

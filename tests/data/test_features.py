@@ -342,3 +342,15 @@ def test_a_large_file_leaves_room_for_others(tmp_path, monkeypatch):
         file.append(values(9), np.arange(18).reshape(9, 2))
     found.load(0, [0, 1], 0)
     assert list(found._kept) == [1]
+
+
+def test_features_of_other_tiles_or_another_network_are_not_evaluated(photos, made, runs, tmp_path, capsys):
+    torch.manual_seed(1)
+    embed(foveal.create_classifier("mil", num_classes=2, tile_size=32), photos, tmp_path / "other", device="cpu")
+    for root, words in (
+        (made / "coarse", "have a tile size of 16, and the model one of 32"),
+        (tmp_path / "other", "of another network"),
+    ):
+        command = ["evaluate", str(runs / "mil"), "--data.root", str(root), "--measure", "none", "--device", "cpu"]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 1
+        assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
