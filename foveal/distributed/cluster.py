@@ -169,7 +169,8 @@ def _connected(address: str | None) -> Any:
 
     mine = not ray.is_initialized()
     if mine:
-        passed = {key: os.environ[key] for key in ("FOVEAL_MAX_BYTES",) if key in os.environ}
+        limits = ("FOVEAL_MAX_BYTES", "FOVEAL_REMOTE_")
+        passed = {key: value for key, value in os.environ.items() if key.startswith(limits)}
         try:
             _check_reachable(address)
             ray.init(

@@ -193,13 +193,11 @@ class RemoteFolder:
             try:
                 answer = await request()
             except Exception as error:
-                fault = remote.fault_of(error)
-                if attempt == retries or not fault.passing:
-                    raise fault.error(self.name, attempt + 1) from None
+                wait = remote.wait_after(error, self.name, attempt, retries)
             else:
                 self.bytes += 0 if answer is None else len(answer)
                 return answer
-            await asyncio.sleep(remote.wait_before(attempt))
+            await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
 

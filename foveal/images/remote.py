@@ -329,12 +329,10 @@ class RemoteObject:
             except ImageError:
                 raise
             except Exception as error:
-                fault = fault_of(error)
-                if self._known is None and fault.status == 416:
+                if self._known is None and fault_of(error).status == 416:
                     raise ImageError(f"{self.name}: the file is empty; copy it again") from None
-                if attempt == retries or not fault.passing:
-                    raise fault.error(self.name, attempt + 1) from None
-            time.sleep(wait_before(attempt))
+                wait = wait_after(error, self.name, attempt, retries)
+            time.sleep(wait)
         raise AssertionError("unreachable")
 
     def _answer(self, obstore: Any, store: Any, path: str, span: Span) -> bytes:
@@ -551,8 +549,21 @@ class _Fault(Exception):
         return ImageError(f"{name}: {self.what}{times}; {self.advice}")
 
 
-def wait_before(attempt: int) -> float:
-    """Seconds before a request is repeated after failed attempt ``attempt``, counted from 0."""
+def wait_after(error: Exception, name: str, attempt: int, retries: int) -> float:
+    """Seconds until a failed request is repeated.
+
+    Args:
+        error: why it failed.
+        name: the object, for the error.
+        attempt: number of the attempt, from 0.
+        retries: most repetitions.
+
+    Raises:
+        ImageError: it is not repeated.
+    """
+    fault = fault_of(error)
+    if attempt == retries or not fault.passing:
+        raise fault.error(name, attempt + 1) from None
     return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
 
 
@@ -643,10 +654,7 @@ def list_images(uri: str) -> FoundFiles:
             listed = [meta["path"] for part in obstore.list(store, prefix.rstrip("/") or None) for meta in part]
             break
         except Exception as error:
-            fault = fault_of(error)
-            if not fault.passing or attempt == limits.retries:
-                raise ImageError(f"{shown(uri)}: cannot be listed, {fault.what}; {fault.advice}") from None
-            time.sleep(wait_before(attempt))
+            time.sleep(wait_after(error, f"{shown(uri)}: cannot be listed", attempt, limits.retries))
     for path in sorted(listed, key=lambda path: path.split("/")):
         inside = path[len(prefix) :].split("/")
         if reason := next(filter(None, map(set_apart, inside)), None):

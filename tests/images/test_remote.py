@@ -724,7 +724,7 @@ def test_names_that_the_client_would_change_are_refused(bucket, server):
     for path in ("/a.png", "./a.png", "x/../a.png", "x/b//c.png"):
         with pytest.raises(ImageError, match=r"\.png: a part of a path is empty, has dots .*; rename the object"):
             open_image(f"s3://odd-names/{path}")
-    with pytest.raises(ImageError, match="s3://odd-names/x/: cannot be listed, a part of a path is empty"):
+    with pytest.raises(ImageError, match="s3://odd-names/x/: cannot be listed: a part of a path is empty"):
         remote.list_images("s3://odd-names/x/")
 
 
@@ -732,7 +732,7 @@ def test_errors_of_s3_are_named(bucket, server, monkeypatch):
     monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "0")
     with pytest.raises(ImageError, match=r"s3://slides/none.tif: there is no such object; .* folder ends with a slash"):
         open_image("s3://slides/none.tif")
-    with pytest.raises(ImageError, match="s3://nobucket/: cannot be listed, there is no such object"):
+    with pytest.raises(ImageError, match="s3://nobucket/: cannot be listed: there is no such object"):
         remote.list_images("s3://nobucket/")
     image = open_image("s3://slides/train/cloud.tif")
     bucket.put_object(Bucket="slides", Key="train/cloud.tif", Body=b"other")
